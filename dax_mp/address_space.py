@@ -1,0 +1,112 @@
+"""A file's address_space: the rmap, from the file's pages to who has them mapped.
+
+`i_mmap` has every VMA of the file, in every process: the list that unmap_mapping_range() walks, and the answer to "who
+loops over all the VMAs?". Each VMA has a `PageTable`: what its process has mapped, or is about to map, at which page.
+
+The page table is the coordinator's record; the truth is in the client's kernel. The record may name a translation that
+the client has dropped by itself (it does when it runs out of VMAs), never lack one that it has (I7): an entry goes in
+before the Map is sent, and out when the Unmap is acknowledged, the VMA closed or the process dead.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from dax_mp.messages import Access, Target
+from dax_mp.ranges import PageRange, RangeMap
+
+if TYPE_CHECKING:
+    from dax_mp.inode import Inode
+    from dax_mp.session import Session
+
+_ACCESS_BITS = 2
+_TARGET_BITS = 2
+_PFN_SHIFT = _ACCESS_BITS + _TARGET_BITS
+_ZERO = int(Target.ZERO)
+
+
+class Pte(NamedTuple):
+    """What one page is mapped to."""
+
+    target: Target
+    pfn: int
+    access: Access
+
+
+def pack_pte(target: int, pfn: int, access: int) -> int:
+    """A Pte as one integer, like the kernel's: pfn, target, access. Takes plain integers: enum arithmetic is slow."""
+    return pfn << _PFN_SHIFT | target << _ACCESS_BITS | access
+
+
+def pte_fields(entry: int) -> tuple[int, int, int]:
+    """A packed Pte as (target, pfn, access), plain integers."""
+    return entry >> _ACCESS_BITS & 3, entry >> _PFN_SHIFT, entry & 3
+
+
+def unpack_pte(entry: int) -> Pte:
+    target, pfn, access = pte_fields(entry)
+    return Pte(Target(target), pfn, Access(access))
+
+
+class PageTable(RangeMap[int]):
+    """pgoff to packed Pte. The frames of a piece follow each other; the zero page is the same all along."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def advance(value: int, steps: int) -> int:
+        return value if value >> _ACCESS_BITS & 3 == _ZERO else value + (steps << _PFN_SHIFT)
+
+
+class Vma:
+    """`length_pages` of a file from `pgoff` on, mapped in one process (vm_area_struct).
+
+    `sequence_pgoff` and `sequence_pages`: where the next write fault comes if the file is written in sequence, and how
+    far to allocate ahead then. Only the fault path changes them, and `page_table` together with unmap.
+    """
+
+    __slots__ = (
+        "access",
+        "inode",
+        "length_pages",
+        "page_table",
+        "pgoff",
+        "sequence_pages",
+        "sequence_pgoff",
+        "session",
+        "vma_id",
+    )
+
+    def __init__(
+        self, vma_id: int, session: "Session", inode: "Inode", pgoff: int, length_pages: int, access: Access
+    ) -> None:
+        self.vma_id = vma_id
+        self.session = session
+        self.inode = inode
+        self.pgoff = pgoff
+        self.length_pages = length_pages
+        self.access = access
+        self.page_table = PageTable()
+        self.sequence_pgoff = -1
+        self.sequence_pages = 1
+
+    @property
+    def end_pgoff(self) -> int:
+        return self.pgoff + self.length_pages
+
+
+class AddressSpace:
+    """The mappings of one inode, and its pages in the page cache (struct address_space)."""
+
+    __slots__ = ("i_mmap", "i_pages")
+
+    def __init__(self) -> None:
+        self.i_mmap: dict[int, Vma] = {}
+        """Every VMA of the file, by its id, in the order in which they were made."""
+        self.i_pages: dict[int, int] = {}
+        """Page-cache pages: pgoff to frame of the DRAM region. Pages of holes; only the hole policy changes it."""
+
+    def mapped(self, pages: PageRange) -> Iterator[tuple[Vma, PageRange]]:
+        """Each VMA that may have a translation to any of `pages`, with the range from its first to its last one."""
+        for vma in self.i_mmap.values():
+            if span := vma.page_table.span(*pages):
+                yield vma, span

@@ -1,0 +1,125 @@
+"""What every operation works on: the device, the names, the inodes, and the way to the clients."""
+
+import errno
+from bisect import bisect_right
+
+from dax_mp.device import Device
+from dax_mp.effects import Effect, SendPager
+from dax_mp.errors import os_error
+from dax_mp.inode import Inode
+from dax_mp.messages import PagerOrder
+from dax_mp.ranges import Extent, PageRange
+from dax_mp.session import Session
+from dax_mp.transaction import Scheduler
+from dax_mp.unmap import Unmapper
+
+COUNTERS = (
+    "faults",
+    "read_holes",
+    "read_blocks",
+    "write_holes",
+    "write_blocks",
+    "bus_errors",
+    "unmaps",
+    "evictions",
+    "reclaims",
+    "protocol_errors",
+)
+"""What Statfs counts since the start."""
+
+
+class FileSystem:
+    """The files of a device. Only the operations change it, each under the locks that dax_mp/locks.py names."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.scheduler = Scheduler()
+        self.effects: list[Effect] = []
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.unmapper = Unmapper(self.scheduler, self.effects, self.counters)
+        self.names: dict[str, Inode] = {}
+        self.inodes: dict[int, Inode] = {}
+        """Every file by its number, those without a name too."""
+        self._next_ino = 1
+        self._next_vma_id = 1
+
+    def create(self, name: str) -> Inode:
+        """A new, empty file. Raises OSError EINVAL for a name that is none."""
+        self._check_name(name)
+        inode = Inode(self._next_ino, name, self.device.page_size, self.scheduler)
+        self._next_ino += 1
+        self.names[name] = self.inodes[inode.ino] = inode
+        return inode
+
+    def lookup(self, name: str) -> Inode:
+        """The file of that name. Raises FileNotFoundError."""
+        inode = self.names.get(name)
+        if inode is None:
+            raise os_error(errno.ENOENT, filename=name)
+        return inode
+
+    def list_after(self, after: str, count: int) -> list[Inode]:
+        """Up to `count` files whose names come after `after`, by name."""
+        names = sorted(self.names)
+        first = bisect_right(names, after)
+        return [self.names[name] for name in names[first : first + count]]
+
+    def unlink(self, name: str) -> None:
+        """Take the name away. The file goes with its last user. Raises FileNotFoundError."""
+        inode = self.lookup(name)
+        del self.names[name]
+        inode.name = None
+        self._free_if_unused(inode)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name; what had it is unlinked. Raises FileNotFoundError, OSError EINVAL."""
+        inode = self.lookup(old)
+        self._check_name(new)
+        if old == new:
+            return
+        if new in self.names:
+            self.unlink(new)
+        del self.names[old]
+        self.names[new] = inode
+        inode.name = new
+
+    @staticmethod
+    def _check_name(name: str) -> None:
+        if "/" in name or "\0" in name or name in (".", ".."):
+            raise os_error(errno.EINVAL, f"{name!r} is no file name: it may have no '/' and no NUL", name)
+
+    def get(self, inode: Inode) -> Inode:
+        """One user more."""
+        inode.users += 1
+        return inode
+
+    def put(self, inode: Inode) -> None:
+        """One user less; the last one of a file without a name frees it."""
+        assert inode.users > 0, f"inode {inode.ino} has no user to put"
+        inode.users -= 1
+        self._free_if_unused(inode)
+
+    def _free_if_unused(self, inode: Inode) -> None:
+        if inode.users or inode.name is not None:
+            return
+        assert not inode.mapping.i_mmap, f"inode {inode.ino} without users is mapped"
+        self.cut(inode, PageRange(0, 1 << 63), set())
+        del self.inodes[inode.ino]
+
+    def cut(self, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
+        """Take these pages' blocks and page-cache pages from the file and free them.
+
+        Precondition: nobody has a translation to them but `holders`, and nobody can get one (I1).
+        """
+        self.device.holes.discard(inode, pages, holders)
+        removed = inode.block_map.clear(*pages)
+        if removed:
+            self.device.release([Extent(pfn, end - start) for start, end, pfn in removed], holders)
+
+    def next_vma_id(self) -> int:
+        """An id that no VMA has had."""
+        self._next_vma_id += 1
+        return self._next_vma_id - 1
+
+    def send_pager(self, session: Session, order: PagerOrder) -> None:
+        self.effects.append(SendPager(session.token, order))

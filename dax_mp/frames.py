@@ -1,0 +1,107 @@
+"""The frames of a region: which are free, and which are in quarantine.
+
+Files are laid out in contiguous extents, because each extent that a client maps is a VMA of its own in the client's
+kernel, and the kernel has a limit on those (vm.max_map_count). So a page is placed where it continues the file: at the
+frame that stands to the file's nearest block as the page stands to that block's page (the *goal*). Pages written in any
+order come together into one extent that way, as long as nothing else takes the room between. The first block of a file
+goes into the largest free extent; where other frames lie before that extent, in its middle, so that whatever lies there
+can grow too.
+
+A frame is in exactly one place (I8): free here, in one file, or in *quarantine*: given up by its file while an evicted
+process, which is alive and has not acknowledged, might still reach it. It stays there until that process is gone.
+"""
+
+import errno
+
+from dax_mp.errors import os_error
+from dax_mp.ranges import Extent, RangeMap
+
+_CANDIDATES_MAX = 64
+"""Free extents that are looked at, past the goal, for one that is long enough."""
+
+
+class FrameAllocator:
+    """The free and the quarantined frames of one region.
+
+    first_pfn, end_pfn: the frames [first_pfn, end_pfn) are there to give away; all are free at the start.
+    """
+
+    def __init__(self, first_pfn: int, end_pfn: int) -> None:
+        self.first_pfn = first_pfn
+        self.end_pfn = end_pfn
+        self.free_pages = end_pfn - first_pfn
+        self.free: RangeMap[None] = RangeMap()
+        self.quarantine: list[tuple[list[Extent], set[bytes]]] = []
+        if self.free_pages:
+            self.free.set(first_pfn, end_pfn, None)
+
+    def allocate(self, length_pages: int, goal_pfn: int | None) -> list[Extent]:
+        """`length_pages` frames in as few extents as there are, from `goal_pfn` on where that is free.
+
+        Raises OSError ENOSPC, and takes nothing, when there are not as many.
+        """
+        if length_pages > self.free_pages:
+            raise os_error(errno.ENOSPC)
+        extents: list[Extent] = []
+        while length_pages:
+            extent = self.allocate_extent(length_pages, goal_pfn)
+            extents.append(extent)
+            length_pages -= extent.length_pages
+            goal_pfn = extent.pfn + extent.length_pages
+        return extents
+
+    def allocate_extent(self, length_pages_max: int, goal_pfn: int | None) -> Extent:
+        """One extent of up to `length_pages_max` frames. Raises OSError ENOSPC when no frame is free."""
+        if not self.free_pages:
+            raise os_error(errno.ENOSPC)
+        pfn, free_end = (
+            self._near(goal_pfn, length_pages_max) if goal_pfn is not None else self._largest(length_pages_max)
+        )
+        end = min(free_end, pfn + length_pages_max)
+        self.free.clear(pfn, end)
+        self.free_pages -= end - pfn
+        return Extent(pfn, end - pfn)
+
+    def _near(self, goal_pfn: int, length_pages: int) -> tuple[int, int]:
+        """Where to allocate at or after the goal: (first frame, end of the free extent it is in)."""
+        at_goal = self.free.before(goal_pfn)
+        if at_goal is not None and goal_pfn < at_goal[1]:
+            return goal_pfn, at_goal[1]
+        nearest = candidate = self.free.after(goal_pfn)
+        for _ in range(_CANDIDATES_MAX):
+            if candidate is None:
+                break
+            if candidate[1] - candidate[0] >= length_pages:
+                return candidate[0], candidate[1]
+            candidate = self.free.after(candidate[0])
+        return self._largest(length_pages) if nearest is None else (nearest[0], nearest[1])
+
+    def _largest(self, length_pages: int) -> tuple[int, int]:
+        start, end, _ = max(self.free, key=lambda piece: piece[1] - piece[0])
+        if start > self.first_pfn and end - start >= 2 * length_pages:
+            start += (end - start) // 2
+        return start, end
+
+    def release(self, extents: list[Extent], holders: set[bytes]) -> None:
+        """Give frames back: free at once, or, where `holders` (tokens of evicted sessions) may reach them, in quarantine.
+
+        Precondition: no client but the holders has, or is about to receive, a translation to them (I1).
+        """
+        if holders:
+            self.quarantine.append((extents, set(holders)))
+            return
+        for pfn, length_pages in extents:
+            assert not any(self.free.pieces(pfn, pfn + length_pages)), f"frames {pfn}+{length_pages} freed twice"
+            self.free.set(pfn, pfn + length_pages, None)
+            self.free_pages += length_pages
+
+    def holder_gone(self, token: bytes) -> None:
+        """The session `token` can reach nothing any more: what was in quarantine for it alone is free."""
+        waiting, self.quarantine = self.quarantine, []
+        for extents, holders in waiting:
+            holders.discard(token)
+            self.release(extents, holders)
+
+    @property
+    def quarantined_pages(self) -> int:
+        return sum(extent.length_pages for extents, _ in self.quarantine for extent in extents)

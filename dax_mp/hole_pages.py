@@ -1,0 +1,128 @@
+"""What a read of a hole maps: the two answers of 2014.
+
+`ZeroPage`: the one global zero page, as Linux has since 4.14. It takes no memory, and a run of holes is one mapping. The
+clients map private anonymous memory read-only, which is their kernel's own zero page.
+
+`PageCache`: a page-cache page, as DAX had until 4.13: a zeroed frame of the DRAM region, the same one for all mappers of
+that page of the file. It is kicked out when the page is written to, and reclaimed, oldest first, when the region is full.
+
+Either way the mappers are found through i_mmap, and have all dropped the page before a write to it goes on (I4).
+"""
+
+import errno
+from collections.abc import Iterator
+from typing import Protocol
+
+from dax_mp.address_space import pack_pte
+from dax_mp.errors import os_error
+from dax_mp.frames import FrameAllocator
+from dax_mp.inode import Inode
+from dax_mp.memory import Memory
+from dax_mp.messages import Access, Target
+from dax_mp.ranges import Extent, PageRange
+
+
+_DRAM = int(Target.DRAM)
+_READ = int(Access.READ)
+
+
+class HolePolicy(Protocol):
+    """How holes are read through a mapping."""
+
+    def ready(self, inode: Inode, pgoff: int) -> bool:
+        """Is there something to map at this page of a hole?"""
+
+    def victim(self) -> tuple[Inode, int] | None:
+        """The page that has to be reclaimed before `prepare` can succeed; None where none has to, or none can."""
+
+    def prepare(self, inode: Inode, pgoff: int) -> None:
+        """Make `ready` true, under the page's entry lock. Raises OSError ENOMEM where there is no frame."""
+
+    def mapped_pieces(self, inode: Inode, hole: PageRange) -> Iterator[tuple[int, int, int]]:
+        """What can be mapped in this range of a hole as it is: (start, end, packed Pte) each."""
+
+    def discard(self, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
+        """Forget these pages. Precondition: nobody has them mapped but `holders` (tokens of evicted sessions)."""
+
+    def holder_gone(self, token: bytes) -> None:
+        """The evicted session can reach nothing any more."""
+
+
+class ZeroPage:
+    """One global zero page."""
+
+    _PTE = pack_pte(Target.ZERO, 0, Access.READ)
+
+    def ready(self, inode: Inode, pgoff: int) -> bool:
+        return True
+
+    def victim(self) -> tuple[Inode, int] | None:
+        return None
+
+    def prepare(self, inode: Inode, pgoff: int) -> None:
+        raise AssertionError("the zero page is always ready")
+
+    def mapped_pieces(self, inode: Inode, hole: PageRange) -> Iterator[tuple[int, int, int]]:
+        yield hole.start, hole.end, self._PTE
+
+    def discard(self, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
+        pass
+
+    def holder_gone(self, token: bytes) -> None:
+        pass
+
+
+class PageCache:
+    """Page-cache pages in frames of the DRAM region.
+
+    frames: of that region. memory: its bytes. page_size: in bytes.
+    """
+
+    def __init__(self, frames: FrameAllocator, memory: Memory, page_size: int) -> None:
+        self.frames = frames
+        self._memory = memory
+        self._page_size = page_size
+        self._oldest_first: dict[tuple[int, int], Inode] = {}
+        """(ino, pgoff) of every page in the cache, in the order in which they came."""
+
+    def ready(self, inode: Inode, pgoff: int) -> bool:
+        return pgoff in inode.mapping.i_pages
+
+    def victim(self) -> tuple[Inode, int] | None:
+        if self.frames.free_pages:
+            return None
+        for (_, pgoff), inode in self._oldest_first.items():
+            if not inode.entry_locks.held(pgoff):
+                return inode, pgoff
+        return None
+
+    def prepare(self, inode: Inode, pgoff: int) -> None:
+        if not self.frames.free_pages:
+            raise os_error(
+                errno.ENOMEM, "every frame of the page cache is in use; serve with a larger --page-cache-size"
+            )
+        (extent,) = self.frames.allocate(1, self.frames.first_pfn)
+        self._memory.zero(extent.pfn * self._page_size, self._page_size)
+        inode.mapping.i_pages[pgoff] = extent.pfn
+        self._oldest_first[inode.ino, pgoff] = inode
+
+    def mapped_pieces(self, inode: Inode, hole: PageRange) -> Iterator[tuple[int, int, int]]:
+        pages = inode.mapping.i_pages
+        if not pages:
+            return
+        for pgoff in range(*hole):
+            if (pfn := pages.get(pgoff)) is not None:
+                yield pgoff, pgoff + 1, pack_pte(_DRAM, pfn, _READ)
+
+    def discard(self, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
+        cached = inode.mapping.i_pages
+        if not cached:
+            return
+        in_range = range(*pages) if pages.length_pages < len(cached) else sorted(cached)
+        for pgoff in in_range:
+            if pages.start <= pgoff < pages.end and (pfn := cached.pop(pgoff, None)) is not None:
+                del self._oldest_first[inode.ino, pgoff]
+                self.frames.release([Extent(pfn, 1)], holders)
+
+    def holder_gone(self, token: bytes) -> None:
+        self.frames.holder_gone(token)

@@ -1,0 +1,173 @@
+"""Half-open ranges of integers, and maps from them to values.
+
+A `RangeMap` is the one data structure for everything that is known by range: a file's block map (page to frame), what a
+VMA has mapped (page to page-table entry), the frames that are free. Neighbouring pieces that continue each other are one
+piece, so what is contiguous costs the same however long it is.
+
+It keeps its pieces in three plain sorted lists. A search is a bisection; an insertion moves the tail of the lists, which
+stays below the cost of one message up to some hundred thousand pieces. The balanced structures that would not (a
+sortedcontainers.SortedDict) weigh 1.6 KiB when empty, and there is one of these maps for each VMA.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+V = TypeVar("V")
+
+
+class PageRange(NamedTuple):
+    """Pages [start, end) of a file, by pgoff."""
+
+    start: int
+    end: int
+
+    @property
+    def length_pages(self) -> int:
+        return self.end - self.start
+
+
+class Extent(NamedTuple):
+    """`length_pages` frames from `pfn` on, of one region."""
+
+    pfn: int
+    length_pages: int
+
+
+class RangeMap(Generic[V]):
+    """Disjoint half-open ranges, each with a value.
+
+    A subclass says in `advance` what a piece's value is some steps into it; here it is the same all along. Two pieces
+    that touch are merged when the second one's value is the first one's, advanced by the first one's length.
+    """
+
+    __slots__ = ("_ends", "_starts", "_values")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._values: list[V] = []
+
+    @staticmethod
+    def advance(value: V, _steps: int) -> V:
+        """The value `steps` after the start of a piece that has `value` at its start."""
+        return value
+
+    def __len__(self) -> int:
+        """The number of pieces."""
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int, V]]:
+        """Every piece as (start, end, value), in order."""
+        return zip(self._starts, self._ends, self._values, strict=True)
+
+    def get(self, point: int) -> V | None:
+        """The value at `point`, or None where there is none."""
+        index = bisect_right(self._starts, point) - 1
+        if index < 0 or point >= self._ends[index]:
+            return None
+        return self.advance(self._values[index], point - self._starts[index])
+
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
+        """The parts of the pieces that lie in [start, end), in order."""
+        index = bisect_right(self._ends, start)
+        while index < len(self._starts) and self._starts[index] < end:
+            piece_start = self._starts[index]
+            low = max(piece_start, start)
+            yield low, min(self._ends[index], end), self.advance(self._values[index], low - piece_start)
+            index += 1
+
+    def gaps(self, start: int, end: int) -> Iterator[PageRange]:
+        """The parts of [start, end) that have no value, in order."""
+        for low, high, _value in self.pieces(start, end):
+            if start < low:
+                yield PageRange(start, low)
+            start = high
+        if start < end:
+            yield PageRange(start, end)
+
+    def before(self, point: int) -> tuple[int, int, V] | None:
+        """The last piece that starts at or before `point`."""
+        index = bisect_right(self._starts, point) - 1
+        return None if index < 0 else (self._starts[index], self._ends[index], self._values[index])
+
+    def after(self, point: int) -> tuple[int, int, V] | None:
+        """The first piece that starts after `point`."""
+        index = bisect_right(self._starts, point)
+        return None if index == len(self._starts) else (self._starts[index], self._ends[index], self._values[index])
+
+    def span(self, start: int, end: int) -> PageRange | None:
+        """From the first to the last point of [start, end) that has a value; None where none has."""
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end) - 1
+        if first > last:
+            return None
+        return PageRange(max(self._starts[first], start), min(self._ends[last], end))
+
+    def total(self) -> int:
+        """The number of points that have a value."""
+        return sum(self._ends) - sum(self._starts)
+
+    def clear(self, start: int, end: int) -> list[tuple[int, int, V]]:
+        """Take [start, end) out. Returns the parts that were there, in order."""
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end, first)
+        if first == last:
+            return []
+        removed = list(self.pieces(start, end))
+        starts, ends, values = [], [], []
+        if self._starts[first] < start:
+            starts.append(self._starts[first])
+            ends.append(start)
+            values.append(self._values[first])
+        if self._ends[last - 1] > end:
+            starts.append(end)
+            ends.append(self._ends[last - 1])
+            values.append(self.advance(self._values[last - 1], end - self._starts[last - 1]))
+        self._starts[first:last] = starts
+        self._ends[first:last] = ends
+        self._values[first:last] = values
+        return removed
+
+    def set(self, start: int, end: int, value: V) -> None:
+        """Give [start, end) the values that begin with `value`, in place of what was there."""
+        assert start < end, f"empty range [{start}, {end})"
+        starts, ends, values = self._starts, self._ends, self._values
+        first = bisect_right(ends, start)
+        if first < len(starts) and starts[first] < end:
+            self.clear(start, end)
+            first = bisect_right(ends, start)
+        # [first:last] are the pieces that the new one takes in: at most one before it, and one behind.
+        last = first
+        if last < len(starts) and starts[last] == end and self.advance(value, end - start) == values[last]:
+            end = ends[last]
+            last += 1
+        if first and ends[first - 1] == start and self._continues(first - 1, start, value):
+            first -= 1
+            start, value = starts[first], values[first]
+        starts[first:last] = (start,)
+        ends[first:last] = (end,)
+        values[first:last] = (value,)
+
+    def _continues(self, index: int, start: int, value: V) -> bool:
+        return self.advance(self._values[index], start - self._starts[index]) == value
+
+    def check(self) -> None:
+        """Assert that the pieces are in order, disjoint, not empty, and merged where they can be."""
+        previous_end: int | None = None
+        for index, (start, end, value) in enumerate(self):
+            assert start < end, f"empty piece [{start}, {end})"
+            if previous_end is not None:
+                assert previous_end <= start, f"pieces overlap at {start}"
+                assert previous_end < start or not self._continues(index - 1, start, value), f"not merged at {start}"
+            previous_end = end
+
+
+class BlockMap(RangeMap[int]):
+    """pgoff to pfn: a piece is an extent, so one that continues the other in the file and on the device is one piece."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def advance(value: int, steps: int) -> int:
+        return value + steps

@@ -1,0 +1,114 @@
+"""read(2), write(2) and lseek(2) on a file, as dax_iomap_rw() does them.
+
+Coherent with mappings without further work: both go to the same frames. The one thing to see to is a write into a hole
+that others have mapped: they must drop the hole page after the block is allocated and before the data is there (bug B1:
+stale zeroes; B4: invalidating before the allocation lets a fault bring the hole page back). The entry locks of those
+pages are held from the allocation to the end, so that no fault comes between.
+"""
+
+import errno
+
+from dax_mp.errors import os_error
+from dax_mp.file_system import FileSystem
+from dax_mp.inode import Inode
+from dax_mp.limits import OFFSET_BYTES_MAX
+from dax_mp.messages import Whence
+from dax_mp.ranges import Extent, PageRange
+from dax_mp.transaction import Steps
+from dax_mp.truncate import extend
+
+
+def read(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: int) -> Steps[bytes]:
+    """Up to `length_bytes`, fewer at the end of the file."""
+    if granted := inode.rwsem.acquire_shared():
+        yield granted
+    try:
+        end_bytes = min(offset_bytes + length_bytes, inode.size_bytes)
+        return fs.device.read_bytes(inode, offset_bytes, end_bytes) if offset_bytes < end_bytes else b""
+    finally:
+        inode.rwsem.release_shared()
+
+
+def write(fs: FileSystem, inode: Inode, offset_bytes: int | None, data: bytes) -> Steps[int]:
+    """Write all of `data`, at the end of the file when `offset_bytes` is None. Returns the offset after it.
+
+    Raises OSError ENOSPC or EFBIG, and then nothing is written. Atomic against every other read and write.
+    """
+    if granted := inode.rwsem.acquire_exclusive():
+        yield granted
+    try:
+        start_bytes = inode.size_bytes if offset_bytes is None else offset_bytes
+        end_bytes = start_bytes + len(data)
+        if end_bytes > OFFSET_BYTES_MAX:
+            raise os_error(errno.EFBIG)
+        if data:
+            yield from _write(fs, inode, start_bytes, data)
+        return end_bytes
+    finally:
+        inode.rwsem.release_exclusive()
+
+
+def _write(fs: FileSystem, inode: Inode, start_bytes: int, data: bytes) -> Steps[None]:
+    """Precondition: rwsem is held exclusive, so holes are filled by faults alone, and none comes up."""
+    end_bytes = start_bytes + len(data)
+    pages = inode.pages_of(start_bytes, end_bytes)
+    locked: list[int] = []
+    try:
+        for hole in list(inode.block_map.gaps(*pages)):
+            for pgoff in range(*hole):
+                if granted := inode.entry_locks.acquire(pgoff):
+                    yield granted
+                locked.append(pgoff)
+        # Faults may have filled some of the holes while this waited; from here on none can.
+        holes = list(inode.block_map.gaps(*pages))
+        if holes:
+            _allocate(fs, inode, holes)
+            holders = yield from fs.unmapper.unmap_mapping_range(inode, holes)
+            # Nobody has a hole page of this range mapped any more, and no fault can bring one back (I4).
+            for hole in holes:
+                fs.device.holes.discard(inode, hole, holders)
+        extend(fs, inode, start_bytes)
+        extend(fs, inode, end_bytes)
+        fs.device.write_bytes(inode, start_bytes, data)
+    finally:
+        for pgoff in locked:
+            inode.entry_locks.release(pgoff)
+
+
+def _allocate(fs: FileSystem, inode: Inode, holes: list[PageRange]) -> None:
+    """Give all the holes zeroed blocks, or none. Raises OSError ENOSPC."""
+    frames = fs.device.frames
+    if sum(hole.length_pages for hole in holes) > frames.free_pages:
+        raise os_error(errno.ENOSPC)
+    allocated: list[tuple[int, Extent]] = []
+    try:
+        for hole in holes:
+            pgoff, goal_pfn = hole.start, inode.goal_pfn(hole.start)
+            for extent in frames.allocate(hole.length_pages, goal_pfn):
+                allocated.append((pgoff, extent))
+                fs.device.zero_extent(extent)
+                pgoff += extent.length_pages
+    except OSError:  # a sparse region's backing is full: no page of the file may change
+        fs.device.release([extent for _, extent in allocated], set())
+        raise
+    for pgoff, extent in allocated:
+        inode.block_map.set(pgoff, pgoff + extent.length_pages, extent.pfn)
+
+
+def seek(inode: Inode, offset_bytes: int, whence: Whence) -> int:
+    """The next data or hole at or after `offset_bytes`; the end of the file counts as a hole (lseek(2)).
+
+    Raises OSError ENXIO when the offset is at or past the end, or no data follows it.
+    """
+    if offset_bytes >= inode.size_bytes:
+        raise os_error(errno.ENXIO)
+    pgoff, end_pgoff = offset_bytes // inode.page_size, inode.size_pages
+    if whence is Whence.DATA:
+        piece = next(inode.block_map.pieces(pgoff, end_pgoff), None)
+        if piece is None:
+            raise os_error(errno.ENXIO)
+        found = piece[0]
+    else:
+        gap = next(inode.block_map.gaps(pgoff, end_pgoff), None)
+        found = end_pgoff if gap is None else gap.start
+    return min(max(found * inode.page_size, offset_bytes), inode.size_bytes)

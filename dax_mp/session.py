@@ -1,0 +1,65 @@
+"""A session: one client process, and everything it has.
+
+Its handles, VMAs, faults and unmap requests are tied to it and go with it.
+
+    OPENED --PagerHello--> SERVING --evicted--> EVICTED --Dropped--> DROPPED
+       any of them --the process is gone, or Bye--> GONE
+
+- OPENED: it has said Hello on a control socket. It can do everything but map.
+- SERVING: its pager takes orders.
+- EVICTED: it did not acknowledge in time, or broke the protocol. Nothing waits for it any more, and nothing is done for
+  it. It may still hold translations: the rmap keeps them, and what they lead to goes to quarantine instead of free.
+- DROPPED: an evicted one that has said that it holds no translation.
+- GONE: no process any more, and out of the coordinator's books; operations that it began may still be under way.
+"""
+
+from enum import Enum, auto
+
+from dax_mp.address_space import Vma
+from dax_mp.inode import Inode
+from dax_mp.unmap import UnmapRequest
+
+
+class SessionState(Enum):
+    OPENED = auto()
+    SERVING = auto()
+    EVICTED = auto()
+    DROPPED = auto()
+    GONE = auto()
+
+
+class Session:
+    """One client process. token: TOKEN_BYTES long, its name everywhere. pid: as the kernel gives it."""
+
+    __slots__ = ("evict_errno", "faults", "handles", "next_handle", "pid", "state", "token", "unacknowledged", "vmas")
+
+    def __init__(self, token: bytes, pid: int) -> None:
+        self.token = token
+        self.pid = pid
+        self.state = SessionState.OPENED
+        self.evict_errno = 0
+        self.handles: dict[int, Inode] = {}
+        self.next_handle = 1
+        self.vmas: dict[int, Vma] = {}
+        self.unacknowledged: dict[int, UnmapRequest] = {}
+        self.faults = 0
+        """How many of its faults are under way."""
+
+    @property
+    def serving(self) -> bool:
+        """Does its pager take orders?"""
+        return self.state is SessionState.SERVING
+
+    @property
+    def ended(self) -> bool:
+        """Is it evicted or gone? Then nothing new may be tied to it."""
+        return self.evicted or self.state is SessionState.GONE
+
+    @property
+    def evicted(self) -> bool:
+        return self.state in (SessionState.EVICTED, SessionState.DROPPED)
+
+    @property
+    def may_hold_translations(self) -> bool:
+        """Can its process reach frames by what it has mapped? A DROPPED or GONE one cannot."""
+        return self.state in (SessionState.SERVING, SessionState.EVICTED)

@@ -1,0 +1,156 @@
+"""unmap_mapping_range(): have every process drop its translations to some pages of a file, and wait until all have.
+
+The kernel walks i_mmap, clears page-table entries and flushes TLBs. Here the walk is the same, and the flush a message:
+each process that may have one of the pages mapped gets one Unmap on its pager channel and acknowledges it. That channel
+is ordered, so a Map sent before the Unmap has been carried out before it, and one decided after it comes after it.
+
+Cost of one call: a message and an acknowledgement for each *process* that has some of the pages mapped, and in it one
+range, one system call there, for each such VMA, however many pages the range has.
+
+The record of a VMA is cleared when the acknowledgement comes, for the range that was sent. So nothing new may come into
+that range meanwhile, which is what the precondition on the locks is for: a page between two holes is not locked, and
+must not be in the range either.
+
+A process that does not acknowledge by the deadline is evicted: the operation goes on without it, and learns its token,
+because what the process could still reach must go to quarantine and not to someone else (I1, I8).
+"""
+
+from typing import TYPE_CHECKING
+
+from dax_mp.address_space import Vma
+from dax_mp.effects import Effect, SendPager
+from dax_mp.inode import Inode
+from dax_mp.limits import SEGMENTS_MAX
+from dax_mp.messages import Unmap
+from dax_mp.ranges import PageRange
+from dax_mp.transaction import Completion, Scheduler, Steps
+
+if TYPE_CHECKING:
+    from dax_mp.session import Session
+
+
+class _Broadcast:
+    """The requests of one call that are not answered yet."""
+
+    __slots__ = ("all_answered", "evicted", "pending")
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.pending = 0
+        self.evicted: list[Session] = []
+        self.all_answered = Completion(scheduler)
+
+
+class UnmapRequest:
+    """One Unmap that is on its way to one process."""
+
+    __slots__ = ("broadcast", "ranges", "request_id", "sent_s", "session")
+
+    def __init__(
+        self,
+        request_id: int,
+        session: "Session",
+        ranges: list[tuple[Vma, PageRange]],
+        broadcast: _Broadcast,
+        sent_s: float,
+    ) -> None:
+        self.request_id = request_id
+        self.session = session
+        self.ranges = ranges
+        self.broadcast = broadcast
+        self.sent_s = sent_s
+
+
+class Unmapper:
+    """Sends Unmaps and keeps account of who has not acknowledged.
+
+    effects: where messages go. now_s: the time of the last tick, in seconds; deadlines count from it.
+    """
+
+    def __init__(self, scheduler: Scheduler, effects: list[Effect], counters: dict[str, int]) -> None:
+        self._scheduler = scheduler
+        self._effects = effects
+        self._counters = counters
+        self._next_id = 1
+        self.now_s = 0.0
+        self.outstanding: dict[int, UnmapRequest] = {}
+        """By id, oldest first."""
+
+    def unmap_mapping_range(
+        self, inode: Inode, page_ranges: list[PageRange], spare: Vma | None = None
+    ) -> Steps[set[bytes]]:
+        """Unmap the pages in every VMA but `spare`, and wait.
+
+        page_ranges: usually one; several, for a write over several holes, go out as one broadcast. spare: the VMA whose fault is being served; the Map that answers it replaces the old translation atomically.
+        Precondition: no new translation to these pages can come up (invalidate_lock or their entry locks are held).
+        Postcondition: no process has a translation to them, but for `spare` and those whose tokens are returned: evicted
+        sessions that have not acknowledged.
+        """
+        mapped = [(vma, span) for pages in page_ranges for vma, span in inode.mapping.mapped(pages) if vma is not spare]
+        if not mapped:
+            return set()
+        broadcast = _Broadcast(self._scheduler)
+        ranges_of: dict[Session, list[tuple[Vma, PageRange]]] = {}
+        for vma, span in mapped:
+            if vma.session.evicted:
+                broadcast.evicted.append(vma.session)
+            else:
+                ranges_of.setdefault(vma.session, []).append((vma, span))
+        for session, ranges in ranges_of.items():
+            for first in range(0, len(ranges), SEGMENTS_MAX):
+                self._send(session, ranges[first : first + SEGMENTS_MAX], broadcast)
+        if broadcast.pending:
+            yield broadcast.all_answered
+        # One that has dropped everything, or died, since it was evicted holds nothing back any more.
+        return {session.token for session in broadcast.evicted if session.may_hold_translations}
+
+    def _send(self, session: "Session", ranges: list[tuple[Vma, PageRange]], broadcast: _Broadcast) -> None:
+        request = UnmapRequest(self._next_id, session, ranges, broadcast, self.now_s)
+        self._next_id += 1
+        broadcast.pending += 1
+        self.outstanding[request.request_id] = request
+        session.unacknowledged[request.request_id] = request
+        flat = [number for vma, span in ranges for number in (vma.vma_id, span.start, span.length_pages)]
+        self._effects.append(SendPager(session.token, Unmap(request.request_id, flat)))
+        self._counters["unmaps"] += 1
+
+    def acknowledged(self, session: "Session", request_id: int) -> bool:
+        """`session` has dropped what that request named. False when it has no such request."""
+        request = session.unacknowledged.get(request_id)
+        if request is None:
+            return False
+        for vma, span in request.ranges:
+            vma.page_table.clear(*span)
+        self._settle(request)
+        return True
+
+    def session_gone(self, session: "Session") -> None:
+        """The process holds nothing any more: whatever waited for it goes on."""
+        for request in list(session.unacknowledged.values()):
+            self._settle(request)
+
+    def session_evicted(self, session: "Session") -> None:
+        """Stop waiting for it; the operations that did learn that it may still hold translations."""
+        for request in list(session.unacknowledged.values()):
+            request.broadcast.evicted.append(session)
+            self._settle(request)
+
+    def _settle(self, request: UnmapRequest) -> None:
+        del self.outstanding[request.request_id], request.session.unacknowledged[request.request_id]
+        request.broadcast.pending -= 1
+        if not request.broadcast.pending:
+            request.broadcast.all_answered.complete()
+
+    def overdue(self, timeout_s: float) -> list["Session"]:
+        """The sessions that have left a request unanswered for `timeout_s`."""
+        late: dict[Session, None] = {}
+        for request in self.outstanding.values():
+            if request.sent_s + timeout_s > self.now_s:
+                break
+            late[request.session] = None
+        return list(late)
+
+    def oldest_sent_s(self) -> float | None:
+        """When the oldest unanswered request was sent; None where none is unanswered."""
+        for request in self.outstanding.values():
+            return request.sent_s
+        return None

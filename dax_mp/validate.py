@@ -1,0 +1,77 @@
+"""The invariants that can be read off the state, as assertions. The design document (dax_mp/README.md) says them in words.
+
+Called after every event in tests, and with `dax-mp serve --debug`. What only the clients can show (I6, and that I7 holds
+against what they have really mapped) is checked where clients are simulated.
+"""
+
+from collections.abc import Mapping
+
+from dax_mp.address_space import Vma, unpack_pte
+from dax_mp.device import FIRST_PFN
+from dax_mp.file_system import FileSystem
+from dax_mp.frames import FrameAllocator
+from dax_mp.inode import Inode
+from dax_mp.messages import Access, Target
+from dax_mp.ranges import RangeMap
+from dax_mp.session import Session
+
+
+def validate(fs: FileSystem, sessions: Mapping[bytes, Session]) -> None:
+    """Assert every invariant. Raises AssertionError that names the one that is broken."""
+    for inode in fs.inodes.values():
+        inode.block_map.check()
+        _validate_users(inode, sessions)
+        for vma in inode.mapping.i_mmap.values():
+            vma.page_table.check()
+            if not vma.session.evicted:
+                _validate_translations(inode, vma)
+    blocks = [(pfn, pfn + end - start) for inode in fs.inodes.values() for start, end, pfn in inode.block_map]
+    _validate_places(fs.device.frames, blocks)
+    if fs.device.dram_frames is not None:
+        cached = [pfn for inode in fs.inodes.values() for pfn in inode.mapping.i_pages.values()]
+        _validate_places(fs.device.dram_frames, [(pfn, pfn + 1) for pfn in cached])
+
+
+def _validate_users(inode: Inode, sessions: Mapping[bytes, Session]) -> None:
+    handles = sum(list(session.handles.values()).count(inode) for session in sessions.values())
+    known = handles + len(inode.mapping.i_mmap)
+    assert inode.users >= known, f"inode {inode.ino} has {inode.users} users, fewer than its handles and VMAs: {known}"
+    assert inode.users or inode.name is not None, f"inode {inode.ino} has neither a user nor a name"
+
+
+def _validate_translations(inode: Inode, vma: Vma) -> None:
+    """I1, I2, I4: what a serving session may have mapped is what the file has there now."""
+    truncating = inode.invalidate_lock.exclusive
+    where = f"VMA {vma.vma_id} of inode {inode.ino}"
+    for start, end, entry in vma.page_table:
+        assert vma.pgoff <= start and end <= vma.end_pgoff, f"I7: [{start}, {end}) lies outside {where}"
+        assert truncating or end <= inode.size_pages, f"I2: {where} maps [{start}, {end}) past the end"
+        first = unpack_pte(entry)
+        for pgoff in range(start, end):
+            pte = first._replace(pfn=first.pfn + (pgoff - start if first.target is not Target.ZERO else 0))
+            locked = truncating or inode.entry_locks.held(pgoff)
+            block = inode.block_map.get(pgoff)
+            if pte.target is Target.PMEM:
+                assert block == pte.pfn, f"I1: {where} maps page {pgoff} to block {pte.pfn}, but it is at {block}"
+                continue
+            assert Access.WRITE not in pte.access, f"I4: {where} may write to a hole page at {pgoff}"
+            assert block is None or locked, f"I4: {where} maps a hole page at {pgoff}, which has block {block}"
+            if pte.target is Target.DRAM:
+                cached = inode.mapping.i_pages.get(pgoff)
+                assert cached == pte.pfn or locked, f"I1: {where} maps cache frame {pte.pfn} at {pgoff}, not {cached}"
+
+
+def _validate_places(frames: FrameAllocator, in_files: list[tuple[int, int]]) -> None:
+    """I8: every frame is free, in one file, or in quarantine."""
+    places: RangeMap[None] = RangeMap()
+    frames.free.check()
+    free = [(start, end) for start, end, _ in frames.free]
+    quarantined = [(pfn, pfn + length) for extents, _ in frames.quarantine for pfn, length in extents]
+    for start, end in (*free, *quarantined, *in_files):
+        assert not any(places.pieces(start, end)), f"I8: a frame of [{start}, {end}) is in two places"
+        places.set(start, end, None)
+    expected = frames.end_pfn - FIRST_PFN
+    assert places.total() == expected, f"I8: {places.total()} frames of {expected} are in some place"
+    assert sum(end - start for start, end in free) == frames.free_pages, (
+        "I8: free_pages is not the number of free frames"
+    )

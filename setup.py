@@ -1,0 +1,38 @@
+"""What pyproject.toml cannot say: the C extension and its compiler flags."""
+
+import os
+
+from setuptools import Extension, setup
+
+SOURCES = [
+    "module.c",
+    "window_type.c",
+    "pager_type.c",
+    "window.c",
+    "fault.c",
+    "bus_error.c",
+    "pager.c",
+    "wire.c",
+    "libzmq.c",
+    "thread.c",
+]
+HEADERS = ["mmu.h", "module.h", "bus_error.h", "wire.h", "libzmq.h", "thread.h"]
+FLAGS = ["-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden"]
+if os.environ.get("DAX_MP_WERROR"):  # for CI: a newer compiler's new warning must not break a user's build
+    FLAGS.append("-Werror")
+LINK_FLAGS = ["-pthread"]
+if sanitizers := os.environ.get("DAX_MP_SANITIZE"):  # for example "address,undefined"
+    FLAGS += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"]
+    LINK_FLAGS += [f"-fsanitize={sanitizers}"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "dax_mp.mmu._mmu",
+            sources=[f"dax_mp/mmu/{name}" for name in SOURCES],
+            depends=[f"dax_mp/mmu/{name}" for name in HEADERS],
+            extra_compile_args=FLAGS,
+            extra_link_args=LINK_FLAGS,
+        )
+    ]
+)
