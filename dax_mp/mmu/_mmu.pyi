@@ -1,0 +1,102 @@
+"""The native part, as Python sees it. Nothing here is public: `dax_mp.clients` builds the library on it."""
+
+from typing import SupportsIndex, overload
+
+from typing_extensions import Buffer
+
+class Pager:
+    """One session's native pager: a ZeroMQ DEALER and the thread that serves it.
+
+    The thread never takes the GIL and blocks all signals, so it answers an unmap at once whatever Python is doing.
+    """
+
+    def __init__(
+        self,
+        *,
+        libzmq: str,
+        context: int,
+        endpoint: str,
+        token: bytes,
+        version: int,
+        pmem_fd: int,
+        dram_fd: int,
+        coordinator_pidfd: int,
+        timeout_ms: int,
+    ) -> None:
+        """Connect to `endpoint` (ipc://...), say PagerHello and wait for PagerReady.
+
+        libzmq: path of pyzmq's extension module, from which libzmq's functions are taken. context: `Context.underlying`.
+        dram_fd: -1 where there is no DRAM region. The file descriptors are duplicated.
+        Raises TimeoutError when no PagerReady comes, ConnectionError when the coordinator is gone, OSError else.
+        """
+
+    def close(self, errno: int = ...) -> None:
+        """Drop every translation of every window, end the thread, and leave the windows reserved.
+
+        Every fault that waits, and every later one, is a BusError with `errno` (ESTALE). May be called again.
+        """
+
+    @property
+    def errno(self) -> int:
+        """0 while the pager serves; else why it does not: ESTALE evicted or closed, EIO coordinator gone."""
+
+    def counters(self) -> dict[str, int]:
+        """Since the start: faults, bus_errors, maps and unmaps (messages), drops (mappings given up for vm.max_map_count)."""
+
+class Window:
+    """A range of reserved address space that shows `length_bytes` of a file from page `pgoff` on.
+
+    Has the buffer protocol (unsigned bytes, C-contiguous) and counts its exports. Indexing and slicing are as those of
+    mmap.mmap, and raise BusError at the access itself.
+    """
+
+    def __init__(self, pager: Pager, vma_id: int, pgoff: int, length_bytes: int, writable: bool) -> None:
+        """Reserve the range and let faults on it go to `pager`. Raises OSError (ENOMEM)."""
+
+    def close(self) -> None:
+        """Drop the translations and give the address space back. BufferError while exports are out. May be called again."""
+
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def address(self) -> int:
+        """Where it is mapped; 0 when closed."""
+
+    @property
+    def exports(self) -> int: ...
+    @property
+    def vma_id(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, key: SupportsIndex, /) -> int: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> bytes: ...
+    @overload
+    def __setitem__(self, key: SupportsIndex, value: int, /) -> None: ...
+    @overload
+    def __setitem__(self, key: slice, value: Buffer, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def set_bus_error(cls: type[BaseException], /) -> None:
+    """The class that is raised: by a Window's own methods, and in a thread whose raw access had nothing to map.
+
+    It is called without arguments, and takes what happened from `take_bus_error`.
+    """
+
+def take_bus_error() -> tuple[int, Window | None, int] | None:
+    """(errno, window, offset_bytes in it) of this thread's last failed access, once; drops its scratch pages.
+
+    None when there was none. The window is None when it has been closed since.
+    """
+
+def claim_signals() -> None:
+    """Make the fault handler the first of SIGSEGV and SIGBUS again, with what is installed now behind it."""
+
+def release_signals() -> None:
+    """Put back what is behind the fault handler, for SIGSEGV and SIGBUS, where the handler is the first.
+
+    For code that must find its own handlers installed, such as faulthandler.enable() and disable(): release, call it,
+    claim. Between the two, an access to a page that is not mapped ends the process.
+    """

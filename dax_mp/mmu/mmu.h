@@ -1,0 +1,195 @@
+/* Windows, faults and pagers: what the signal handler, the pager threads and Python's types share. No Python in here.
+ *
+ * Who may do what:
+ * - The signal handler (fault.c) takes no lock, allocates nothing and frees nothing. It searches the window table,
+ *   posts a `struct fault` that lies on its own stack to the window's pager, and sleeps until that is done.
+ * - A pager thread (pager.c) never takes the GIL. It is the only one that maps anything but scratch pages.
+ * - `windows_lock()` is held by whoever opens or closes a window, changes what it has mapped, or forks. A holder
+ *   touches no window's memory and waits for nothing but mmap(2), so it may be taken with the GIL held.
+ *
+ * Lock order: the GIL, then a pager's `join_lock`, then windows_lock().
+ */
+
+#ifndef DAX_MP_MMU_H
+#define DAX_MP_MMU_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+
+#include "libzmq.h"
+
+struct pager;
+
+/* --- windows (window.c) ------------------------------------------------------------------------------------------ */
+
+/* A range of reserved address space that shows the pages of a file from `pgoff` on. The fields are written under
+ * windows_lock() before the window can be found, and stay as they are until it is closed; those of the last group
+ * change meanwhile. The memory of the structure itself is never freed, so a late reader reads something valid.
+ */
+struct window {
+    uintptr_t base; /* 0: not open */
+    uint64_t length_pages;
+    uint64_t pgoff;
+    uint64_t vma_id;
+    uint64_t serial; /* tells this window from earlier and later ones in the same structure; never 0 */
+    bool writable;
+    struct pager *pager;
+    void *object;        /* its Python object, borrowed: valid while the window is open, used with the GIL only */
+    struct window *next; /* in its pager's hash chain; when not open, in the list of free ones */
+    size_t index;        /* in its chunk */
+    struct chunk *chunk;
+
+    uint64_t mappings;       /* windows_lock(): mmap(2) calls since nothing was mapped, about its number of VMAs */
+    _Atomic uint64_t scratch; /* the span that may have scratch pages, see window.c; 0 none */
+};
+
+/* Reads the page size and the limit on mappings, and arranges for fork(). Once, before anything else. 0 or an errno. */
+int windows_init(void);
+uint64_t page_size_bytes(void);
+void windows_lock(void);
+void windows_unlock(void);
+
+/* Reserves address space and makes the window findable. `*window` when 0, else an errno. */
+int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t length_pages, bool writable,
+                void *object, struct window **window);
+/* Gives the address space back. Nothing may use its memory any more. */
+void window_close(struct window *window);
+
+/* The open window that `address` is in, or NULL. Takes no lock. */
+struct window *window_at(uintptr_t address);
+
+/* The rest with windows_lock() held. Ranges are in pages of the file, and are clipped to the window. */
+struct window *window_of(struct pager *pager, uint64_t vma_id);
+/* Maps frames of `fd` from frame `pfn` on; the kernel's zero page where fd is -1. 0 or an errno. */
+int window_map(struct window *window, uint64_t pgoff, uint64_t length_pages, int prot, int fd, uint64_t pfn);
+/* Drops the translations of a range: an access to it is a fault again. */
+void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages);
+void pager_windows_unmap(struct pager *pager);
+/* Unmaps windows until half of all mappings are gone. False: there was nothing to give up. */
+bool windows_give_up_mappings(void);
+
+/* Drops the scratch pages of all windows. Takes windows_lock() itself. */
+void windows_drop_scratch(void);
+/* Whether any window is open. Takes windows_lock() itself. */
+bool windows_any(void);
+
+/* Puts private memory under a page whose access failed, so that the instruction can end; and under the pages after
+ * it, as far as `length_pages` goes and a bound allows. Needs no lock. 0 or an errno. */
+int window_map_scratch(struct window *window, uint64_t pgoff, uint64_t length_pages, bool writable);
+
+/* --- faults (fault.c) -------------------------------------------------------------------------------------------- */
+
+enum fault_kind {
+    FAULT_READ,
+    FAULT_WRITE,
+    FAULT_FRAME_GONE, /* the mapping is there, but the region has no frame behind it: it was truncated under us */
+};
+
+/* One thread that sleeps in the signal handler, on whose stack this lies. */
+struct fault {
+    struct fault *next; /* in the pager's list of posted, then of pending ones */
+    struct window *window;
+    uint64_t serial; /* of the window */
+    uint64_t vma_id;
+    uint64_t pgoff;
+    uint64_t id; /* on the wire */
+    enum fault_kind kind;
+    bool write;
+    bool raw; /* the access cannot be given up: if it fails, it needs a scratch page to end on */
+
+    /* The answer. After `done` is set the structure is the handler's alone again, and may be gone. */
+    int error;        /* 0: the instruction can run again */
+    bool has_scratch; /* with an error and `raw` */
+    _Atomic uint32_t done;
+};
+
+/* Makes the handler the first of SIGSEGV and SIGBUS, with what is installed now behind it. 0 or an errno. */
+int signals_claim(void);
+/* Puts back what was behind the handler, where it is the first. 0 or an errno. */
+int signals_release(void);
+
+/* --- pagers (pager.c) -------------------------------------------------------------------------------------------- */
+
+enum { TOKEN_BYTES = 16, PAGER_BUCKETS = 256 };
+
+enum pager_counter { COUNT_FAULTS, COUNT_BUS_ERRORS, COUNT_MAPS, COUNT_UNMAPS, COUNT_DROPS, COUNTERS };
+
+struct pager_config {
+    struct libzmq zmq;
+    void *context;
+    const char *endpoint;
+    uint8_t token[TOKEN_BYTES];
+    uint32_t version;
+    int pmem_fd;
+    int dram_fd; /* -1: none */
+    int coordinator_pidfd;
+    int64_t timeout_ms;
+};
+
+struct pager {
+    /* Constant while the thread runs. */
+    struct pager_config config; /* with file descriptors and an endpoint of its own */
+    int event_fd;               /* wakes the thread: faults are posted, or it is to stop */
+    pthread_t thread;
+
+    /* Shared with the signal handler: see "posting" in pager.c. */
+    _Atomic(struct fault *) posted;
+    _Atomic uint32_t posting;
+
+    _Atomic int error; /* 0 while it serves, then once and for all why it does not */
+    _Atomic bool stopping;
+    _Atomic uint64_t counters[COUNTERS];
+
+    pthread_mutex_t join_lock; /* guards `joined` */
+    bool joined;               /* there is no thread (any more) */
+
+    /* windows_lock() */
+    struct window *windows[PAGER_BUCKETS]; /* by vma_id */
+    struct pager *next;                    /* in the list of all pagers, for fork() */
+
+    /* The thread's own. */
+    void *socket;
+    int socket_fd;
+    struct fault *pending; /* sent, not answered */
+    uint64_t last_fault_id;
+
+    _Atomic uint32_t started; /* futex: 0, then 1 when start_error is there */
+    int start_error;
+};
+
+/* Starts a pager and waits until the coordinator has answered PagerHello. 0, or an errno: ETIMEDOUT, ECONNRESET when
+ * the coordinator is gone, EPROTO. Blocks: without the GIL. */
+int pager_start(const struct pager_config *config, struct pager **pager);
+/* Ends the thread and drops all translations; faults fail with `error` from now on. Blocks: without the GIL. */
+void pager_stop(struct pager *pager, int error);
+/* Frees a stopped pager that has no window. */
+void pager_free(struct pager *pager);
+/* In the child of a fork: this pager's thread is not here. windows_lock() is held. */
+void pagers_after_fork_in_child(void);
+
+/* Serves a fault: returns when `fault` holds the answer. From the signal handler. */
+void pager_serve(struct pager *pager, struct fault *fault);
+void pager_count(struct pager *pager, enum pager_counter counter, uint64_t by);
+
+/* --- bus errors (bus_error.c) ------------------------------------------------------------------------------------ */
+
+/* Whether this thread's accesses are inside guarded_copy(). */
+bool guarded(void);
+
+/* Copies `count` bytes that lie `to_step` and `from_step` bytes apart, from or to window memory. False: an access
+ * failed, the copy ended there, and the error is kept for take_bus_error. */
+bool guarded_copy(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step, size_t count);
+
+/* From the signal handler, for an access that failed: leaves guarded_copy(), or sees to it that this thread raises
+ * the exception at its next bytecode, and returns. */
+void bus_error(struct window *window, uint64_t serial, uint64_t offset_bytes, int error);
+
+#endif

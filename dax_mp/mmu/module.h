@@ -1,0 +1,32 @@
+/* The Python side: two types and a few functions. */
+
+#ifndef DAX_MP_MODULE_H
+#define DAX_MP_MODULE_H
+
+#include <Python.h>
+
+#include "bus_error.h"
+#include "mmu.h"
+
+struct module_state {
+    PyTypeObject *pager_type;
+    PyTypeObject *window_type;
+    PyObject *bus_error; /* the class that is raised */
+};
+
+struct pager_object {
+    PyObject_HEAD
+    struct pager *pager; /* NULL: __init__ has not succeeded */
+};
+
+extern struct PyModuleDef mmu_module;
+extern PyType_Spec pager_spec;
+extern PyType_Spec window_spec;
+
+/* The state of the module that `object`'s type is of. */
+struct module_state *state_of(PyObject *object);
+
+/* Raises OSError for an errno; returns NULL. */
+PyObject *raise_errno(int error);
+
+#endif

@@ -1,0 +1,630 @@
+/* The pager thread: one per session, between the threads that fault and the coordinator.
+ *
+ * Everything about the session's translations goes down one ZeroMQ socket in order, and this thread alone acts on it:
+ * a Map is in place before the next message is read, and an Unmap is acknowledged after the last page is gone. It never
+ * takes the GIL, so an unmap is answered whatever Python does.
+ *
+ * Posting. A faulting thread pushes its `struct fault` on `posted`; the pager takes the whole list in one exchange, so
+ * there is no limit, no allocation, and no entry that comes back while someone looks (ABA). Only who pushes on an
+ * empty list writes to the eventfd. When the pager has stopped serving, `posted` is SEALED: nothing can be pushed any
+ * more, and whatever was pushed before has been failed by the one who sealed it. So no thread waits for ever. `posting`
+ * counts the threads between their push and their write: the eventfd is closed when there are none.
+ *
+ * Why it stops serving (`error`):
+ * - ESTALE, or the reason given, after Evict or pager_stop(): nothing is mapped any more. After Evict the thread goes
+ *   on to acknowledge unmaps.
+ * - EIO, the coordinator is gone: what is mapped stays, because the region is still there.
+ * - EPROTO, the coordinator sent what it may not: nothing is mapped any more, because what it meant is not known.
+ *
+ * The socket's file descriptor is edge-triggered: it tells of new events only when all earlier ones were seen. So the
+ * last thing before each poll() is a receive that found nothing, also after sends, which may have seen an event too.
+ */
+
+#include "mmu.h"
+#include "thread.h"
+#include "wire.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/* Messages on their way in either direction. It bounds memory and is never met in practice: a process has a fault a
+ * thread under way at most, and the coordinator waits for what it has asked for. */
+enum { MESSAGES_QUEUED_MAX = 65536 };
+
+/* messages.py: Target and Access */
+enum target { TARGET_PMEM, TARGET_DRAM, TARGET_ZERO };
+enum { ACCESS_READ = 1, ACCESS_WRITE = 2 };
+
+struct segment {
+    uint64_t pgoff;
+    uint64_t length_pages;
+    uint64_t target;
+    uint64_t pfn;
+    uint64_t access;
+};
+_Static_assert(sizeof(struct segment) == 5 * sizeof(uint64_t), "a segment is five items of a Map");
+
+struct range {
+    uint64_t vma_id;
+    uint64_t pgoff;
+    uint64_t length_pages;
+};
+_Static_assert(sizeof(struct range) == 3 * sizeof(uint64_t), "a range is three items of an Unmap");
+
+#define SEALED (&sealed)
+static struct fault sealed;
+
+static struct pager *pagers; /* windows_lock() */
+
+void pager_count(struct pager *pager, enum pager_counter counter, uint64_t by)
+{
+    atomic_fetch_add_explicit(&pager->counters[counter], by, memory_order_relaxed);
+}
+
+/* --- posting: in the signal handler ------------------------------------------------------------------------------ */
+
+/* What an access gets from a pager that does not serve: a broken session looks like a broken device. */
+static int fault_error(struct pager *pager)
+{
+    int error = atomic_load(&pager->error);
+
+    return error == EPROTO ? EIO : error;
+}
+
+static void wake(struct pager *pager)
+{
+    ssize_t ignored = write(pager->event_fd, &(uint64_t){1}, sizeof(uint64_t)); /* it cannot be full */
+
+    (void)ignored;
+}
+
+/* False: the pager does not serve any more. */
+static bool post(struct pager *pager, struct fault *fault)
+{
+    struct fault *head;
+
+    atomic_fetch_add(&pager->posting, 1);
+    head = atomic_load(&pager->posted);
+    do
+        fault->next = head;
+    while (head != SEALED && !atomic_compare_exchange_weak(&pager->posted, &head, fault));
+    if (!head)
+        wake(pager);
+    atomic_fetch_sub(&pager->posting, 1);
+    return head != SEALED;
+}
+
+void pager_serve(struct pager *pager, struct fault *fault)
+{
+    if (post(pager, fault)) {
+        while (!atomic_load_explicit(&fault->done, memory_order_acquire))
+            futex_wait(&fault->done, 0, NULL);
+        return;
+    }
+    fault->error = fault_error(pager);
+    if (fault->raw)
+        fault->has_scratch = !window_map_scratch(fault->window, fault->pgoff, 1, fault->write);
+    pager_count(pager, COUNT_BUS_ERRORS, 1);
+}
+
+/* --- the thread's lists of faults -------------------------------------------------------------------------------- */
+
+static void answer(struct fault *fault, int error)
+{
+    fault->error = error;
+    atomic_store_explicit(&fault->done, 1, memory_order_release);
+    futex_wake(&fault->done);
+}
+
+/* Fails a fault; there is nothing to map at [pgoff, pgoff + length_pages). */
+static void fail(struct pager *pager, struct fault *fault, int error, uint64_t pgoff, uint64_t length_pages)
+{
+    uint64_t scratch_pages = 1;
+
+    if (fault->pgoff >= pgoff && fault->pgoff - pgoff < length_pages)
+        scratch_pages = length_pages - (fault->pgoff - pgoff);
+    if (fault->raw) {
+        windows_lock();
+        if (fault->window->serial == fault->serial)
+            do
+                fault->has_scratch = !window_map_scratch(fault->window, fault->pgoff, scratch_pages, fault->write);
+            while (!fault->has_scratch && windows_give_up_mappings());
+        windows_unlock();
+    }
+    pager_count(pager, COUNT_BUS_ERRORS, 1);
+    answer(fault, error);
+}
+
+static void fail_all(struct pager *pager, struct fault *fault)
+{
+    struct fault *next;
+
+    for (; fault; fault = next) {
+        next = fault->next;
+        fail(pager, fault, fault_error(pager), fault->pgoff, 1);
+    }
+}
+
+/* Stops serving. What waits and what comes fails with `error`, or with what was there before. */
+static void seal(struct pager *pager, int error)
+{
+    int serving = 0;
+    struct fault *pending = pager->pending, *posted;
+
+    atomic_compare_exchange_strong(&pager->error, &serving, error);
+    posted = atomic_exchange(&pager->posted, SEALED);
+    pager->pending = NULL;
+    fail_all(pager, pending);
+    if (posted != SEALED)
+        fail_all(pager, posted);
+}
+
+static struct fault *take_posted(struct pager *pager)
+{
+    struct fault *list = atomic_load(&pager->posted), *next, *in_order = NULL;
+
+    if (!list || list == SEALED)
+        return NULL;
+    for (list = atomic_exchange(&pager->posted, NULL); list; list = next) {
+        next = list->next;
+        list->next = in_order;
+        in_order = list;
+    }
+    return in_order;
+}
+
+static struct fault *take_pending(struct pager *pager, uint64_t id)
+{
+    struct fault **link = &pager->pending;
+    struct fault *fault;
+
+    while (*link && (*link)->id != id)
+        link = &(*link)->next;
+    fault = *link;
+    if (fault)
+        *link = fault->next;
+    return fault;
+}
+
+/* --- the socket -------------------------------------------------------------------------------------------------- */
+
+/* libzmq has errors of its own, above all of the system's; the one met here is ETERM, its context is being closed. */
+static int zmq_error(const struct pager *pager)
+{
+    int error = pager->config.zmq.error();
+
+    return error <= INT16_MAX ? error : EIO;
+}
+
+static int send_message(struct pager *pager, enum message_type type, const uint64_t *fields, size_t count)
+{
+    const struct libzmq *zmq = &pager->config.zmq;
+    uint8_t buffer[WIRE_BYTES_MAX];
+    size_t size = wire_encode(buffer, type, fields, count);
+
+    while (zmq->send(pager->socket, buffer, size, ZMQ_DONTWAIT) < 0)
+        if (zmq_error(pager) != EINTR)
+            return EIO; /* EAGAIN too: a coordinator that has not read so much is as good as gone */
+    return 0;
+}
+
+/* 0 with a message, EAGAIN when there is none, EPROTO, or EIO. */
+static int receive_message(struct pager *pager, struct message *message)
+{
+    const struct libzmq *zmq = &pager->config.zmq;
+    uint8_t buffer[WIRE_BYTES_MAX];
+    int more = 0;
+    size_t more_size = sizeof more;
+    int size;
+
+    do
+        size = zmq->recv(pager->socket, buffer, sizeof buffer, ZMQ_DONTWAIT);
+    while (size < 0 && zmq_error(pager) == EINTR);
+    if (size < 0)
+        return zmq_error(pager) == EAGAIN ? EAGAIN : EIO;
+    if ((size_t)size > sizeof buffer || zmq->getsockopt(pager->socket, ZMQ_RCVMORE, &more, &more_size) || more)
+        return EPROTO;
+    return wire_decode(buffer, (size_t)size, message);
+}
+
+static int set_option(struct pager *pager, int option, int value)
+{
+    return pager->config.zmq.setsockopt(pager->socket, option, &value, sizeof value);
+}
+
+static int connect_socket(struct pager *pager)
+{
+    const struct pager_config *config = &pager->config;
+    const struct libzmq *zmq = &config->zmq;
+    size_t fd_size = sizeof pager->socket_fd;
+
+    pager->socket = zmq->socket(config->context, ZMQ_DEALER);
+    if (!pager->socket)
+        return zmq_error(pager);
+    if (zmq->setsockopt(pager->socket, ZMQ_ROUTING_ID, config->token, TOKEN_BYTES) ||
+        set_option(pager, ZMQ_LINGER, 0) || set_option(pager, ZMQ_SNDHWM, MESSAGES_QUEUED_MAX) ||
+        set_option(pager, ZMQ_RCVHWM, MESSAGES_QUEUED_MAX) || zmq->connect(pager->socket, config->endpoint) ||
+        zmq->getsockopt(pager->socket, ZMQ_FD, &pager->socket_fd, &fd_size))
+        return zmq_error(pager);
+    return 0;
+}
+
+/* --- messages from the coordinator ------------------------------------------------------------------------------- */
+
+/* Whether frames have an offset in their region. Pages need no such check: they are clipped to the window. */
+static bool has_offset(uint64_t pfn, uint64_t length_pages)
+{
+    uint64_t frames_max = INT64_MAX / page_size_bytes();
+
+    return length_pages <= frames_max && pfn <= frames_max - length_pages;
+}
+
+static int region_fd(const struct pager *pager, uint64_t target)
+{
+    return target == TARGET_PMEM ? pager->config.pmem_fd : target == TARGET_DRAM ? pager->config.dram_fd : -1;
+}
+
+static bool is_valid_segment(const struct pager *pager, const struct segment *segment)
+{
+    if (segment->target > TARGET_ZERO || (segment->target != TARGET_ZERO && region_fd(pager, segment->target) < 0))
+        return false;
+    if (!segment->access || segment->access > (ACCESS_READ | ACCESS_WRITE))
+        return false;
+    return has_offset(segment->pfn, segment->length_pages);
+}
+
+static int map_segment(struct pager *pager, struct window *window, const struct segment *segment)
+{
+    bool writable = segment->access & ACCESS_WRITE && segment->target != TARGET_ZERO && window->writable;
+
+    return window_map(window, segment->pgoff, segment->length_pages, PROT_READ | (writable ? PROT_WRITE : 0),
+                      region_fd(pager, segment->target), segment->pfn);
+}
+
+static int on_map(struct pager *pager, const struct message *message)
+{
+    const struct segment *segments = (const struct segment *)message->items;
+    size_t count = message->items_count / 5;
+    struct window *window;
+    struct fault *fault;
+    int error = 0;
+
+    for (size_t i = 0; i < count; i++)
+        if (!is_valid_segment(pager, &segments[i]))
+            return EPROTO;
+    windows_lock();
+    window = window_of(pager, message->fields[1]); /* NULL: it was closed meanwhile */
+    for (size_t i = 0; window && i < count && !error; i++)
+        error = map_segment(pager, window, &segments[i]);
+    windows_unlock();
+    pager_count(pager, COUNT_MAPS, 1);
+    fault = take_pending(pager, message->fields[0]);
+    if (fault && error)
+        fail(pager, fault, error, fault->pgoff, 1);
+    else if (fault)
+        answer(fault, 0);
+    return 0;
+}
+
+static int on_fault_error(struct pager *pager, const struct message *message)
+{
+    uint64_t pgoff = message->fields[2], length_pages = message->fields[3], error = message->fields[4];
+    struct fault *fault;
+
+    if (!error || error > INT16_MAX)
+        return EPROTO;
+    fault = take_pending(pager, message->fields[0]);
+    if (fault)
+        fail(pager, fault, (int)error, pgoff, length_pages);
+    return 0;
+}
+
+static int on_unmap(struct pager *pager, const struct message *message)
+{
+    const struct range *ranges = (const struct range *)message->items;
+    size_t count = message->items_count / 3;
+
+    windows_lock();
+    for (size_t i = 0; i < count; i++) {
+        struct window *window = window_of(pager, ranges[i].vma_id);
+
+        if (window)
+            window_unmap(window, ranges[i].pgoff, ranges[i].length_pages);
+    }
+    windows_unlock();
+    pager_count(pager, COUNT_UNMAPS, 1);
+    return send_message(pager, MESSAGE_UNMAP_ACK, &message->fields[0], 1);
+}
+
+static void unmap_all(struct pager *pager)
+{
+    windows_lock();
+    pager_windows_unmap(pager);
+    windows_unlock();
+}
+
+static int on_evict(struct pager *pager, const struct message *message)
+{
+    if (!message->fields[0] || message->fields[0] > INT16_MAX)
+        return EPROTO;
+    seal(pager, (int)message->fields[0]);
+    unmap_all(pager);
+    return send_message(pager, MESSAGE_DROPPED, NULL, 0);
+}
+
+static int on_message(struct pager *pager, const struct message *message)
+{
+    switch (message->type) {
+    case MESSAGE_MAP:
+        return on_map(pager, message);
+    case MESSAGE_FAULT_ERROR:
+        return on_fault_error(pager, message);
+    case MESSAGE_UNMAP:
+        return on_unmap(pager, message);
+    case MESSAGE_EVICT:
+        return on_evict(pager, message);
+    default:
+        return EPROTO; /* a second PagerReady */
+    }
+}
+
+/* --- the thread -------------------------------------------------------------------------------------------------- */
+
+/* EAGAIN when all has been received, or why the pager stops. */
+static int receive_all(struct pager *pager)
+{
+    struct message message;
+    int error;
+
+    do {
+        error = receive_message(pager, &message);
+        if (!error)
+            error = on_message(pager, &message);
+    } while (!error);
+    return error;
+}
+
+static int send_faults(struct pager *pager)
+{
+    struct fault *next;
+    int error = 0;
+
+    for (struct fault *fault = take_posted(pager); fault; fault = next) {
+        next = fault->next;
+        pager_count(pager, COUNT_FAULTS, 1);
+        if (fault->kind == FAULT_FRAME_GONE) {
+            fail(pager, fault, EIO, fault->pgoff, 1);
+            continue;
+        }
+        fault->id = ++pager->last_fault_id;
+        fault->next = pager->pending;
+        pager->pending = fault;
+        if (!error)
+            error = send_message(pager, MESSAGE_FAULT,
+                                 (uint64_t[]){fault->id, fault->vma_id, fault->pgoff, fault->write}, 4);
+    }
+    return error;
+}
+
+enum { POLL_SOCKET, POLL_EVENT, POLL_COORDINATOR, POLLS };
+
+static int serve(struct pager *pager)
+{
+    struct pollfd polls[POLLS] = {
+        [POLL_SOCKET] = {.fd = pager->socket_fd, .events = POLLIN},
+        [POLL_EVENT] = {.fd = pager->event_fd, .events = POLLIN},
+        [POLL_COORDINATOR] = {.fd = pager->config.coordinator_pidfd, .events = POLLIN},
+    };
+    uint64_t count;
+    int error;
+
+    do {
+        error = 0;
+        if (polls[POLL_EVENT].revents && read(pager->event_fd, &count, sizeof count) > 0)
+            error = send_faults(pager);
+        if (!error)
+            error = receive_all(pager);
+        if (error != EAGAIN)
+            return error;
+        if (polls[POLL_COORDINATOR].revents) /* after all that it has sent */
+            return EIO;
+        poll(polls, POLLS, -1);
+    } while (!atomic_load(&pager->stopping));
+    return 0;
+}
+
+/* Sends PagerHello and waits for PagerReady. */
+static int shake_hands(struct pager *pager)
+{
+    int64_t deadline_ns = monotonic_ns() + pager->config.timeout_ms * 1000000;
+    struct pollfd polls[] = {
+        {.fd = pager->socket_fd, .events = POLLIN},
+        {.fd = pager->config.coordinator_pidfd, .events = POLLIN},
+    };
+    struct message message;
+    int error = send_message(pager, MESSAGE_PAGER_HELLO, (uint64_t[]){pager->config.version}, 1);
+
+    if (error)
+        return error;
+    for (;;) {
+        int64_t left_ms = (deadline_ns - monotonic_ns()) / 1000000;
+
+        error = receive_message(pager, &message);
+        if (error != EAGAIN)
+            break;
+        if (polls[1].revents)
+            return ECONNRESET;
+        if (left_ms <= 0)
+            return ETIMEDOUT;
+        poll(polls, 2, left_ms > INT_MAX ? INT_MAX : (int)left_ms);
+    }
+    if (error)
+        return error;
+    if (message.type == MESSAGE_EVICT && message.fields[0] && message.fields[0] <= INT16_MAX)
+        return (int)message.fields[0];
+    return message.type == MESSAGE_PAGER_READY && message.fields[0] == pager->config.version ? 0 : EPROTO;
+}
+
+static void *run(void *argument)
+{
+    struct pager *pager = argument;
+    int error = connect_socket(pager);
+
+    if (!error)
+        error = shake_hands(pager);
+    pager->start_error = error;
+    atomic_store(&pager->started, 1);
+    futex_wake(&pager->started);
+    if (!error)
+        error = serve(pager);
+    if (error) /* else it is to stop, and pager_stop() has said why */
+        seal(pager, error);
+    if (error == EPROTO)
+        unmap_all(pager);
+    if (pager->socket)
+        pager->config.zmq.close(pager->socket);
+    return NULL;
+}
+
+/* --- life -------------------------------------------------------------------------------------------------------- */
+
+static int duplicate(int *fd)
+{
+    if (*fd < 0)
+        return 0;
+    *fd = fcntl(*fd, F_DUPFD_CLOEXEC, 0);
+    return *fd < 0 ? errno : 0;
+}
+
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+/* Gives the pager file descriptors and an endpoint of its own. On failure pager_free() undoes what was done. */
+static int acquire(struct pager *pager, const struct pager_config *config)
+{
+    int pmem_fd = config->pmem_fd, dram_fd = config->dram_fd, pidfd = config->coordinator_pidfd;
+    int error;
+
+    pager->config = *config;
+    pager->config.endpoint = strdup(config->endpoint);
+    pager->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    error = !pager->config.endpoint ? ENOMEM : pager->event_fd < 0 ? errno : 0;
+    if (!error)
+        error = duplicate(&pmem_fd);
+    pager->config.pmem_fd = error ? -1 : pmem_fd;
+    if (!error)
+        error = duplicate(&dram_fd);
+    pager->config.dram_fd = error ? -1 : dram_fd;
+    if (!error)
+        error = duplicate(&pidfd);
+    pager->config.coordinator_pidfd = error ? -1 : pidfd;
+    return error;
+}
+
+static void enlist(struct pager *pager)
+{
+    windows_lock();
+    pager->next = pagers;
+    pagers = pager;
+    windows_unlock();
+}
+
+static void delist(struct pager *pager)
+{
+    struct pager **link = &pagers;
+
+    windows_lock();
+    while (*link && *link != pager)
+        link = &(*link)->next;
+    if (*link)
+        *link = pager->next;
+    windows_unlock();
+}
+
+int pager_start(const struct pager_config *config, struct pager **started)
+{
+    struct pager *pager = calloc(1, sizeof *pager);
+    int error = pager ? acquire(pager, config) : ENOMEM;
+
+    if (!pager)
+        return error;
+    pthread_mutex_init(&pager->join_lock, NULL);
+    pager->joined = true;
+    enlist(pager);
+    if (!error)
+        error = thread_start(&pager->thread, "dax-pager", run, pager);
+    if (!error) {
+        pager->joined = false;
+        while (!atomic_load(&pager->started))
+            futex_wait(&pager->started, 0, NULL);
+        error = pager->start_error;
+    }
+    if (error) {
+        pager_stop(pager, error);
+        pager_free(pager);
+    } else {
+        *started = pager;
+    }
+    return error;
+}
+
+static void close_fds(struct pager *pager)
+{
+    close_fd(&pager->event_fd);
+    close_fd(&pager->config.pmem_fd);
+    close_fd(&pager->config.dram_fd);
+    close_fd(&pager->config.coordinator_pidfd);
+}
+
+void pager_stop(struct pager *pager, int error)
+{
+    static const struct timespec A_MOMENT = {.tv_nsec = 50000};
+    int serving = 0;
+
+    atomic_compare_exchange_strong(&pager->error, &serving, error);
+    pthread_mutex_lock(&pager->join_lock);
+    if (!pager->joined) {
+        atomic_store(&pager->stopping, true);
+        wake(pager);
+        pthread_join(pager->thread, NULL);
+        pager->joined = true;
+    }
+    seal(pager, error);
+    while (atomic_load(&pager->posting))
+        nanosleep(&A_MOMENT, NULL);
+    close_fds(pager);
+    unmap_all(pager);
+    pthread_mutex_unlock(&pager->join_lock);
+}
+
+void pager_free(struct pager *pager)
+{
+    delist(pager);
+    pthread_mutex_destroy(&pager->join_lock);
+    free((char *)pager->config.endpoint);
+    free(pager);
+}
+
+void pagers_after_fork_in_child(void)
+{
+    for (struct pager *pager = pagers; pager; pager = pager->next) {
+        int serving = 0;
+
+        atomic_compare_exchange_strong(&pager->error, &serving, ESTALE);
+        atomic_store(&pager->posted, SEALED);
+        atomic_store(&pager->posting, 0);
+        pthread_mutex_init(&pager->join_lock, NULL);
+        pager->joined = true; /* and the socket is the parent's: it is not touched */
+        pager->socket = NULL;
+        pager->pending = NULL;
+    }
+}

@@ -1,0 +1,191 @@
+/* Pager: a struct pager with Python's reference count. Its windows hold a reference to it. */
+
+#include <Python.h>
+
+#include "module.h"
+
+#include <errno.h>
+#include <string.h>
+#include <structmember.h>
+
+/* What __init__ is given, before it is looked at. */
+struct arguments {
+    const char *libzmq;
+    unsigned long long context;
+    const char *endpoint;
+    Py_buffer token;
+    unsigned int version;
+    int pmem_fd;
+    int dram_fd;
+    int coordinator_pidfd;
+    int timeout_ms;
+};
+
+static int parse(PyObject *args, PyObject *kwargs, struct arguments *given)
+{
+    static char *names[] = {"libzmq",  "context", "endpoint",          "token",      "version",
+                            "pmem_fd", "dram_fd", "coordinator_pidfd", "timeout_ms", NULL};
+
+    return PyArg_ParseTupleAndKeywords(args, kwargs, "$sKsy*Iiiii:Pager", names, &given->libzmq, &given->context,
+                                       &given->endpoint, &given->token, &given->version, &given->pmem_fd,
+                                       &given->dram_fd, &given->coordinator_pidfd, &given->timeout_ms);
+}
+
+static int configure(const struct arguments *given, struct pager_config *config)
+{
+    const char *missing;
+
+    if (given->token.len != TOKEN_BYTES) {
+        PyErr_Format(PyExc_ValueError, "a token is %d bytes, not %zd", TOKEN_BYTES, given->token.len);
+        return -1;
+    }
+    missing = libzmq_load(&config->zmq, given->libzmq);
+    if (missing) {
+        PyErr_Format(PyExc_OSError, "no libzmq in %s (%s): install pyzmq from its wheel, with CPython's backend",
+                     given->libzmq, missing);
+        return -1;
+    }
+    config->context = (void *)(uintptr_t)given->context;
+    config->endpoint = given->endpoint;
+    memcpy(config->token, given->token.buf, TOKEN_BYTES);
+    config->version = given->version;
+    config->pmem_fd = given->pmem_fd;
+    config->dram_fd = given->dram_fd;
+    config->coordinator_pidfd = given->coordinator_pidfd;
+    config->timeout_ms = given->timeout_ms;
+    return 0;
+}
+
+static int start(struct pager_object *self, const struct pager_config *config)
+{
+    struct pager *pager;
+    int error = signals_claim();
+
+    if (!error)
+        error = bus_error_start_delivery();
+    if (!error) {
+        Py_BEGIN_ALLOW_THREADS
+        error = pager_start(config, &pager);
+        Py_END_ALLOW_THREADS
+    }
+    if (error) {
+        raise_errno(error);
+        return -1;
+    }
+    self->pager = pager;
+    return 0;
+}
+
+static int pager_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    struct pager_object *self = (struct pager_object *)object;
+    struct arguments given = {.timeout_ms = 0};
+    struct pager_config config;
+    int result;
+
+    if (self->pager) {
+        PyErr_SetString(PyExc_RuntimeError, "Pager.__init__ was called before");
+        return -1;
+    }
+    if (!parse(args, kwargs, &given))
+        return -1;
+    result = configure(&given, &config);
+    if (!result)
+        result = start(self, &config);
+    PyBuffer_Release(&given.token);
+    return result;
+}
+
+static void stop(struct pager *pager, int error)
+{
+    Py_BEGIN_ALLOW_THREADS
+    pager_stop(pager, error);
+    Py_END_ALLOW_THREADS
+}
+
+static void pager_dealloc(PyObject *object)
+{
+    struct pager_object *self = (struct pager_object *)object;
+    PyTypeObject *type = Py_TYPE(object);
+
+    if (self->pager) {
+        stop(self->pager, ESTALE);
+        pager_free(self->pager);
+    }
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static struct pager *started(PyObject *object)
+{
+    struct pager *pager = ((struct pager_object *)object)->pager;
+
+    if (!pager)
+        PyErr_SetString(PyExc_ValueError, "this Pager was not started: its __init__ did not succeed");
+    return pager;
+}
+
+static PyObject *pager_close(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"errno", NULL};
+    int error = ESTALE;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|i:close", names, &error))
+        return NULL;
+    if (error <= 0) {
+        PyErr_Format(PyExc_ValueError, "%d is no errno", error);
+        return NULL;
+    }
+    if (!started(object))
+        return NULL;
+    stop(started(object), error);
+    Py_RETURN_NONE;
+}
+
+static PyObject *pager_errno(PyObject *object, void *unused)
+{
+    struct pager *pager = started(object);
+
+    (void)unused;
+    return pager ? PyLong_FromLong(atomic_load(&pager->error)) : NULL;
+}
+
+static PyObject *pager_counters(PyObject *object, PyObject *unused)
+{
+    struct pager *pager = started(object);
+
+    (void)unused;
+    if (!pager)
+        return NULL;
+#define COUNTER(counter) (unsigned long long)atomic_load(&pager->counters[counter])
+    return Py_BuildValue("{sKsKsKsKsK}", "faults", COUNTER(COUNT_FAULTS), "bus_errors", COUNTER(COUNT_BUS_ERRORS),
+                         "maps", COUNTER(COUNT_MAPS), "unmaps", COUNTER(COUNT_UNMAPS), "drops", COUNTER(COUNT_DROPS));
+#undef COUNTER
+}
+
+static PyMethodDef pager_methods[] = {
+    {"close", (PyCFunction)(void (*)(void))pager_close, METH_VARARGS | METH_KEYWORDS, NULL},
+    {"counters", pager_counters, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef pager_getset[] = {
+    {"errno", pager_errno, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot pager_slots[] = {
+    {Py_tp_doc, "One session's native pager: a ZeroMQ DEALER and the thread that serves it."},
+    {Py_tp_init, pager_init},
+    {Py_tp_dealloc, pager_dealloc},
+    {Py_tp_methods, pager_methods},
+    {Py_tp_getset, pager_getset},
+    {0, NULL},
+};
+
+PyType_Spec pager_spec = {
+    .name = "dax_mp.mmu._mmu.Pager",
+    .basicsize = sizeof(struct pager_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = pager_slots,
+};

@@ -1,0 +1,470 @@
+/* The windows of this process, and what is mapped in them.
+ *
+ * A window is reserved as private anonymous PROT_NONE memory. To map is one mmap(MAP_FIXED) of the region's frames
+ * over it, to unmap one mmap(MAP_FIXED) of PROT_NONE memory: each replaces what was there in one atomic step, so that
+ * an access at any moment finds the old page, the new page, or a fault. No kernel mapping of a window is inherited
+ * over fork (MADV_DONTFORK): the coordinator knows nothing of the child, and its unmaps would not reach it.
+ *
+ * The table. The signal handler must find the window of an address at any moment and may take no lock. So windows
+ * live in chunks that are added and never freed, and an entry is published by the release store of its base address,
+ * after all else, and withdrawn by clearing it, before all else. A search reads the two dense arrays of each chunk.
+ *
+ * Too many mappings. The kernel gives a process vm.max_map_count VMAs. A lone page mapped in a window takes two (the
+ * page, and the rest of the reservation that it cuts off). Mappings are counted; at three quarters of the limit, or
+ * when mmap says ENOMEM before that, whole windows are unmapped, from the one with the most mappings on in the order
+ * of the table, until half of all are gone. Translations are only a cache: what is still used is faulted in again.
+ */
+
+#include "mmu.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    CHUNK_WINDOWS = 256,
+    MAX_MAP_COUNT_DEFAULT = 65530,
+    VMAS_PER_MAPPING = 2,
+    SCRATCH_BYTES_MAX = 2 << 20,
+};
+
+struct chunk {
+    _Atomic uintptr_t base[CHUNK_WINDOWS]; /* 0: no window; the release store of it publishes all else */
+    _Atomic uintptr_t end[CHUNK_WINDOWS];
+    _Atomic(struct chunk *) next;
+    struct window windows[CHUNK_WINDOWS];
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static _Atomic(struct chunk *) chunks;
+static struct window *free_windows;
+static uint64_t last_serial;
+static size_t windows_open;
+
+static uint64_t mappings; /* the sum of all windows' */
+static uint64_t mappings_max;
+static uint64_t page_size; /* bytes */
+static _Atomic bool any_scratch;
+
+uint64_t page_size_bytes(void)
+{
+    return page_size;
+}
+
+void windows_lock(void)
+{
+    pthread_mutex_lock(&lock);
+}
+
+void windows_unlock(void)
+{
+    pthread_mutex_unlock(&lock);
+}
+
+static uint64_t read_max_map_count(void)
+{
+    FILE *file = fopen("/proc/sys/vm/max_map_count", "re");
+    unsigned long long count;
+
+    if (!file)
+        return MAX_MAP_COUNT_DEFAULT;
+    if (fscanf(file, "%llu", &count) != 1)
+        count = MAX_MAP_COUNT_DEFAULT;
+    fclose(file);
+    return count;
+}
+
+/* --- address space ----------------------------------------------------------------------------------------------- */
+
+static int reserve(void *address, uint64_t length_bytes, int flags, void **reserved)
+{
+    *reserved = mmap(address, length_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
+    if (*reserved == MAP_FAILED)
+        return errno;
+    return madvise(*reserved, length_bytes, MADV_DONTFORK) ? errno : 0;
+}
+
+static char *page_address(const struct window *window, uint64_t pgoff)
+{
+    return (char *)window->base + (pgoff - window->pgoff) * page_size;
+}
+
+/* Clips a range of the file to the window. False: nothing is left. */
+static bool clip(const struct window *window, uint64_t *pgoff, uint64_t *end)
+{
+    uint64_t window_end = window->pgoff + window->length_pages;
+
+    if (*pgoff < window->pgoff)
+        *pgoff = window->pgoff;
+    if (*end > window_end)
+        *end = window_end;
+    return *pgoff < *end;
+}
+
+/* Whether the window is open and has its address space: after a fork it may have lost it. */
+static bool has_range(const struct window *window)
+{
+    return atomic_load_explicit(&window->chunk->base[window->index], memory_order_relaxed) != 0;
+}
+
+static int unmap(struct window *window, uint64_t pgoff, uint64_t end)
+{
+    void *ignored;
+
+    return reserve(page_address(window, pgoff), (end - pgoff) * page_size, MAP_FIXED, &ignored);
+}
+
+/* This cannot fail for the limit on mappings: it cuts at most the two VMAs at the edges, and the kernel lets that go
+ * over the limit for a moment. If it does fail, a translation would be left that nobody can take back. */
+static void unmap_whole(struct window *window)
+{
+    int error = has_range(window) ? unmap(window, window->pgoff, window->pgoff + window->length_pages) : 0;
+
+    if (error) {
+        fprintf(stderr, "dax_mp: a window of %" PRIu64 " pages cannot be unmapped: %s\n", window->length_pages,
+                strerror(error));
+        abort();
+    }
+    mappings -= window->mappings;
+    window->mappings = 0;
+}
+
+/* --- the table --------------------------------------------------------------------------------------------------- */
+
+static bool add_chunk(void)
+{
+    struct chunk *chunk = calloc(1, sizeof *chunk);
+
+    if (!chunk)
+        return false;
+    for (size_t i = CHUNK_WINDOWS; i-- > 0;) {
+        chunk->windows[i].chunk = chunk;
+        chunk->windows[i].index = i;
+        chunk->windows[i].next = free_windows;
+        free_windows = &chunk->windows[i];
+    }
+    atomic_store_explicit(&chunk->next, atomic_load_explicit(&chunks, memory_order_relaxed), memory_order_relaxed);
+    atomic_store_explicit(&chunks, chunk, memory_order_release);
+    return true;
+}
+
+static struct window **bucket(struct pager *pager, uint64_t vma_id)
+{
+    return &pager->windows[vma_id % PAGER_BUCKETS];
+}
+
+static void publish(struct window *window)
+{
+    uintptr_t end = window->base + window->length_pages * page_size;
+
+    window->next = *bucket(window->pager, window->vma_id);
+    *bucket(window->pager, window->vma_id) = window;
+    windows_open++;
+    atomic_store_explicit(&window->chunk->end[window->index], end, memory_order_relaxed);
+    atomic_store_explicit(&window->chunk->base[window->index], window->base, memory_order_release);
+}
+
+static void withdraw(struct window *window)
+{
+    struct window **link = bucket(window->pager, window->vma_id);
+
+    atomic_store_explicit(&window->chunk->base[window->index], 0, memory_order_release);
+    while (*link != window)
+        link = &(*link)->next;
+    *link = window->next;
+    windows_open--;
+}
+
+int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t length_pages, bool writable,
+                void *object, struct window **opened)
+{
+    struct window *window;
+    void *base = NULL;
+    int error;
+
+    windows_lock();
+    error = free_windows || add_chunk() ? 0 : ENOMEM;
+    if (!error)
+        error = reserve(NULL, length_pages * page_size, 0, &base);
+    if (!error) {
+        window = free_windows;
+        free_windows = window->next;
+        window->base = (uintptr_t)base;
+        window->length_pages = length_pages;
+        window->pgoff = pgoff;
+        window->vma_id = vma_id;
+        window->serial = ++last_serial;
+        window->writable = writable;
+        window->pager = pager;
+        window->object = object;
+        window->mappings = 0;
+        atomic_store(&window->scratch, 0);
+        publish(window);
+        *opened = window;
+    } else if (base && base != MAP_FAILED) {
+        munmap(base, length_pages * page_size);
+    }
+    windows_unlock();
+    return error;
+}
+
+void window_close(struct window *window)
+{
+    bool reserved;
+
+    windows_lock();
+    reserved = has_range(window);
+    withdraw(window);
+    if (reserved)
+        munmap((void *)window->base, window->length_pages * page_size);
+    mappings -= window->mappings;
+    window->mappings = 0;
+    window->base = 0;
+    window->serial = 0;
+    window->object = NULL;
+    window->next = free_windows;
+    free_windows = window;
+    windows_unlock();
+}
+
+struct window *window_at(uintptr_t address)
+{
+    struct chunk *chunk = atomic_load_explicit(&chunks, memory_order_acquire);
+
+    for (; chunk; chunk = atomic_load_explicit(&chunk->next, memory_order_relaxed))
+        for (size_t i = 0; i < CHUNK_WINDOWS; i++) {
+            uintptr_t base = atomic_load_explicit(&chunk->base[i], memory_order_acquire);
+
+            if (base && address >= base && address < atomic_load_explicit(&chunk->end[i], memory_order_relaxed))
+                return &chunk->windows[i];
+        }
+    return NULL;
+}
+
+struct window *window_of(struct pager *pager, uint64_t vma_id)
+{
+    struct window *window = *bucket(pager, vma_id);
+
+    while (window && window->vma_id != vma_id)
+        window = window->next;
+    return window;
+}
+
+bool windows_any(void)
+{
+    bool any;
+
+    windows_lock();
+    any = windows_open != 0;
+    windows_unlock();
+    return any;
+}
+
+/* The window after `window` in the order of the table, round and round; open or not. */
+static struct window *next_in_table(struct window *window)
+{
+    struct chunk *chunk = window->chunk;
+
+    if (window->index + 1 < CHUNK_WINDOWS)
+        return window + 1;
+    chunk = atomic_load_explicit(&chunk->next, memory_order_relaxed);
+    if (!chunk)
+        chunk = atomic_load_explicit(&chunks, memory_order_relaxed);
+    return &chunk->windows[0];
+}
+
+/* --- mapping ----------------------------------------------------------------------------------------------------- */
+
+static struct window *window_with_most_mappings(void)
+{
+    struct window *first = &atomic_load_explicit(&chunks, memory_order_relaxed)->windows[0];
+    struct window *most = first;
+
+    for (struct window *window = next_in_table(first); window != first; window = next_in_table(window))
+        if (window->mappings > most->mappings)
+            most = window;
+    return most;
+}
+
+/* Unmaps windows until half of all mappings are gone. False: there was nothing to give up. */
+bool windows_give_up_mappings(void)
+{
+    uint64_t keep = mappings / 2;
+
+    if (!mappings)
+        return false;
+    for (struct window *window = window_with_most_mappings(); mappings > keep; window = next_in_table(window)) {
+        if (!window->mappings)
+            continue;
+        pager_count(window->pager, COUNT_DROPS, window->mappings);
+        unmap_whole(window);
+    }
+    return true;
+}
+
+static int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint64_t offset_bytes)
+{
+    int flags = MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED);
+
+    if (mmap(address, length_bytes, prot, flags, fd, (off_t)offset_bytes) == MAP_FAILED)
+        return errno;
+    return madvise(address, length_bytes, MADV_DONTFORK) ? errno : 0;
+}
+
+int window_map(struct window *window, uint64_t pgoff, uint64_t length_pages, int prot, int fd, uint64_t pfn)
+{
+    uint64_t first = pgoff, end = pgoff + length_pages;
+    uint64_t offset_bytes;
+    int error;
+
+    if (!clip(window, &first, &end))
+        return 0;
+    if (mappings >= mappings_max)
+        windows_give_up_mappings();
+    offset_bytes = fd < 0 ? 0 : (pfn + (first - pgoff)) * page_size;
+    do
+        error = map_over(page_address(window, first), (end - first) * page_size, prot, fd, offset_bytes);
+    while (error == ENOMEM && windows_give_up_mappings());
+    window->mappings++;
+    mappings++;
+    return error;
+}
+
+void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages)
+{
+    uint64_t first = pgoff, end = pgoff + length_pages;
+
+    /* To cut a hole into a VMA makes two of it, and that may be one too many. */
+    if (clip(window, &first, &end) && unmap(window, first, end))
+        unmap_whole(window);
+}
+
+void pager_windows_unmap(struct pager *pager)
+{
+    for (size_t i = 0; i < PAGER_BUCKETS; i++)
+        for (struct window *window = pager->windows[i]; window; window = window->next)
+            unmap_whole(window);
+}
+
+/* --- scratch pages ----------------------------------------------------------------------------------------------- */
+
+/* A span of a window in units of SCRATCH_BYTES_MAX, both ends in one word so that one compare-and-swap extends it: the
+ * handler has to do so without the lock when the pager is no more. It is the bounding range, and so may take in
+ * ordinary mappings: to drop those too costs a fault, no more.
+ */
+static uint64_t span(uint64_t first_unit, uint64_t end_unit)
+{
+    return first_unit << 32 | end_unit;
+}
+
+static uint64_t span_first(uint64_t span)
+{
+    return span >> 32;
+}
+
+static uint64_t span_end(uint64_t span)
+{
+    return span & UINT32_MAX;
+}
+
+static void extend_scratch(struct window *window, uint64_t first_unit, uint64_t end_unit)
+{
+    uint64_t old = atomic_load(&window->scratch), new;
+
+    do {
+        uint64_t first = old && span_first(old) < first_unit ? span_first(old) : first_unit;
+        uint64_t end = old && span_end(old) > end_unit ? span_end(old) : end_unit;
+
+        new = span(first, end);
+    } while (!atomic_compare_exchange_weak(&window->scratch, &old, new));
+    atomic_store(&any_scratch, true);
+}
+
+int window_map_scratch(struct window *window, uint64_t pgoff, uint64_t length_pages, bool writable)
+{
+    uint64_t unit_pages = SCRATCH_BYTES_MAX / page_size;
+    uint64_t first = pgoff, end;
+    int error;
+
+    if (!length_pages)
+        length_pages = 1;
+    end = pgoff + (length_pages < unit_pages ? length_pages : unit_pages);
+    if (!clip(window, &first, &end))
+        return EFAULT;
+    error = map_over(page_address(window, first), (end - first) * page_size, PROT_READ | (writable ? PROT_WRITE : 0), -1,
+                     0);
+    /* After the mapping is there: whoever drops the span from here on drops this too. */
+    extend_scratch(window, (first - window->pgoff) / unit_pages, (end - window->pgoff - 1) / unit_pages + 1);
+    return error;
+}
+
+static void drop_scratch(struct window *window)
+{
+    uint64_t dropped = atomic_exchange(&window->scratch, 0);
+    uint64_t unit_pages = SCRATCH_BYTES_MAX / page_size;
+
+    if (dropped && has_range(window))
+        window_unmap(window, window->pgoff + span_first(dropped) * unit_pages,
+                     (span_end(dropped) - span_first(dropped)) * unit_pages);
+}
+
+void windows_drop_scratch(void)
+{
+    struct chunk *chunk = atomic_load(&chunks);
+
+    windows_lock();
+    if (!atomic_exchange(&any_scratch, false))
+        chunk = NULL;
+    for (; chunk; chunk = atomic_load(&chunk->next))
+        for (size_t i = 0; i < CHUNK_WINDOWS; i++)
+            drop_scratch(&chunk->windows[i]);
+    windows_unlock();
+}
+
+/* --- fork -------------------------------------------------------------------------------------------------------- */
+
+/* The child has none of the windows' memory, but it has the views and arrays that point there. So that they fault,
+ * and do not reach memory that something else has got meanwhile, each range is reserved again at its address. One
+ * whose address is taken already is not a window any more.
+ */
+static void reserve_again(struct window *window)
+{
+    uint64_t length_bytes = window->length_pages * page_size;
+    void *base = (void *)window->base;
+    void *reserved;
+
+    if (reserve(base, length_bytes, MAP_FIXED_NOREPLACE, &reserved) && reserved == MAP_FAILED)
+        atomic_store(&window->chunk->base[window->index], 0);
+    window->mappings = 0;
+}
+
+static void before_fork(void)
+{
+    windows_lock(); /* no thread is between mmap and madvise, and the child finds the table whole */
+}
+
+static void after_fork_in_parent(void)
+{
+    windows_unlock();
+}
+
+static void after_fork_in_child(void)
+{
+    for (struct chunk *chunk = atomic_load(&chunks); chunk; chunk = atomic_load(&chunk->next))
+        for (size_t i = 0; i < CHUNK_WINDOWS; i++)
+            if (chunk->windows[i].base)
+                reserve_again(&chunk->windows[i]);
+    mappings = 0;
+    pagers_after_fork_in_child();
+    pthread_mutex_init(&lock, NULL);
+}
+
+int windows_init(void)
+{
+    page_size = (uint64_t)sysconf(_SC_PAGESIZE);
+    mappings_max = read_max_map_count() / VMAS_PER_MAPPING / 4 * 3;
+    return pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
