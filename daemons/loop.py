@@ -1,0 +1,197 @@
+"""The loop around the state machine: bytes into messages, facts of the kernel into events, effects into bytes.
+
+One turn: sleep until something is ready; tell the state machine the time; then pager traffic, control traffic and
+deaths, in this order and each at most a batch, so that none starves another and a fault waits for as little as
+possible. The processes behind the sessions hang on one epoll descriptor: a turn costs the same however many there are.
+
+A peer's mistake ends here: it is answered, or evicts the peer's session, and never ends the loop.
+"""
+
+import errno
+import math
+import time
+from typing import Final, get_args
+
+import zmq
+
+from dax_mp.coordinator import Coordinator
+from dax_mp.daemons.liveness import SessionProcesses
+from dax_mp.daemons.sockets import Router
+from dax_mp.effects import SendControl, SendPager
+from dax_mp.errors import ProtocolError
+from dax_mp.messages import (
+    PROTOCOL_VERSION,
+    TOKEN_BYTES,
+    ControlAnswer,
+    ControlRequest,
+    Error,
+    Evict,
+    Hello,
+    PagerRequest,
+    decode,
+    encode,
+)
+
+PAGER_BATCH_MESSAGES: Final = 64
+CONTROL_BATCH_MESSAGES: Final = 8
+DEADLINE_STEPS: Final = 4
+"""In how many steps the time to acknowledge passes: see `Clock`."""
+
+_PAGER_REQUESTS: Final = frozenset(get_args(PagerRequest))
+_CONTROL_REQUESTS: Final = frozenset(get_args(ControlRequest))
+
+
+class Clock:
+    """Seconds in which this process was there to listen.
+
+    No turn of the loop counts for more than a step. So when the coordinator itself has been stopped or starved, its
+    clients, whose acknowledgements lie in the socket, are not evicted for it.
+    """
+
+    def __init__(self, step_s: float) -> None:
+        self.now_s = 0.0
+        self.step_s = step_s
+        self._last_s = time.monotonic()
+
+    def advance(self) -> float:
+        last_s, self._last_s = self._last_s, time.monotonic()
+        self.now_s += min(self._last_s - last_s, self.step_s)
+        return self.now_s
+
+
+class Loop:
+    """Serves until `processes.stop_requested`. ack_timeout_s: as the coordinator has it."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        pager: Router,
+        control: Router,
+        processes: SessionProcesses,
+        ack_timeout_s: float,
+    ) -> None:
+        self._coordinator = coordinator
+        self._pager = pager
+        self._control = control
+        self._processes = processes
+        self._clock = Clock(ack_timeout_s / DEADLINE_STEPS)
+        self._poller = zmq.Poller()
+        for source in (pager.socket, control.socket, processes.fileno()):
+            self._poller.register(source, zmq.POLLIN)
+
+    def run(self) -> None:
+        while not self._processes.stop_requested:
+            ready = self._poller.poll(self._timeout_ms())
+            self._coordinator.tick(self._clock.advance())
+            self._carry_out_effects()
+            for source, _ in ready:  # in the order of registration: pager traffic first
+                if source is self._pager.socket:
+                    self._serve_pager()
+                elif source is self._control.socket:
+                    self._serve_control()
+                else:
+                    self._serve_deaths()
+
+    def _timeout_ms(self) -> int | None:
+        deadline_s = self._coordinator.next_deadline_s()
+        if deadline_s is None:
+            return None
+        wait_s = min(deadline_s - self._clock.now_s, self._clock.step_s)
+        return max(0, math.ceil(wait_s * 1000))
+
+    def _serve_pager(self) -> None:
+        coordinator, pager = self._coordinator, self._pager
+        for _ in range(PAGER_BATCH_MESSAGES):
+            token, data = pager.receive()
+            if not coordinator.has_session(token):
+                self._count_protocol_error()  # nobody, or a session that has ended: there is no one to tell
+            else:
+                try:
+                    message = decode(data)
+                    if type(message) not in _PAGER_REQUESTS:
+                        raise ProtocolError(f"{type(message).__name__} on the pager socket")
+                except ProtocolError as error:
+                    coordinator.protocol_error(token, error)
+                else:
+                    coordinator.receive_pager(token, message)
+                self._carry_out_effects()
+            if not pager.readable():
+                return
+
+    def _serve_control(self) -> None:
+        for _ in range(CONTROL_BATCH_MESSAGES):
+            peer, data = self._control.receive()
+            try:
+                message = decode(data)
+                if type(message) not in _CONTROL_REQUESTS:
+                    raise ProtocolError(f"{type(message).__name__} on the control socket")
+            except ProtocolError as error:
+                self._refuse(peer, 0, error)
+            else:
+                self._receive_request(peer, message)
+                self._carry_out_effects()
+            if not self._control.readable():
+                return
+
+    def _receive_request(self, peer: bytes, request: ControlRequest) -> None:
+        token = peer[:TOKEN_BYTES]
+        try:
+            if isinstance(request, Hello):
+                self._open_session(peer, request)
+            elif not self._coordinator.has_session(token):
+                raise ProtocolError("no such session: say Hello first; if you have, it has ended, so connect() again")
+        except ProtocolError as error:
+            self._refuse(peer, request.request_id, error)
+        except OSError as error:
+            self._answer(peer, Error(request.request_id, errno.EACCES, f"no session: {error.strerror}"))
+        else:
+            self._coordinator.receive_control(token, peer, request)
+
+    def _open_session(self, peer: bytes, hello: Hello) -> None:
+        """Open the session if this is the first Hello of its token.
+
+        Raises ProtocolError for another version or an identity that is none, OSError where the session's process cannot
+        be found and watched.
+        """
+        if hello.version != PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"the coordinator speaks version {PROTOCOL_VERSION} of the protocol, and the client version "
+                f"{hello.version}: run both from the same release of dax-mp"
+            )
+        if len(peer) <= TOKEN_BYTES:
+            raise ProtocolError(f"a control socket's identity is its session's {TOKEN_BYTES} bytes and one or more")
+        token = peer[:TOKEN_BYTES]
+        if not self._coordinator.has_session(token):
+            self._coordinator.session_opened(token, self._processes.open(token))
+
+    def _serve_deaths(self) -> None:
+        for token in self._processes.ended():
+            self._coordinator.session_gone(token)
+            self._carry_out_effects()
+
+    def _carry_out_effects(self) -> None:
+        while effects := self._coordinator.take_effects():
+            for effect in effects:
+                if isinstance(effect, SendPager):
+                    self._send_pager(effect)
+                elif isinstance(effect, SendControl):
+                    self._answer(effect.peer, effect.message)
+                else:
+                    self._processes.forget(effect.token)
+
+    def _send_pager(self, effect: SendPager) -> None:
+        """A pager that does not take its orders keeps others waiting, and may reach what it must not: it is evicted."""
+        if self._pager.send(effect.token, encode(effect.message)) or isinstance(effect.message, Evict):
+            return
+        if self._coordinator.has_session(effect.token):
+            self._coordinator.protocol_error(effect.token, ProtocolError("its pager is gone or does not read"))
+
+    def _answer(self, peer: bytes, answer: ControlAnswer) -> None:
+        self._control.send(peer, encode(answer))  # a peer that is gone, or does not read its answers, needs none
+
+    def _refuse(self, peer: bytes, request_id: int, error: ProtocolError) -> None:
+        self._count_protocol_error()
+        self._answer(peer, Error(request_id, errno.EPROTO, str(error.strerror)))
+
+    def _count_protocol_error(self) -> None:
+        self._coordinator.fs.counters["protocol_errors"] += 1

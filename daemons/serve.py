@@ -1,0 +1,96 @@
+"""`dax-mp serve`: the options, and what the end of it looks like from outside.
+
+Exit codes: 0 after a signal or the launcher's end, 1 for what the user can mend (one line on stderr), 2 for wrong
+usage, 70 for a bug in here (EX_SOFTWARE, with what was seen).
+"""
+
+import argparse
+import errno
+import sys
+from typing import Final
+
+from dax_mp.daemons.signals import Stopped, StopSignals
+from dax_mp.sizes import parse_size
+
+EXIT_ERROR: Final = 1
+EXIT_BUG: Final = 70
+
+
+def main() -> int:
+    signals = StopSignals()
+    options = _parser().parse_args()
+    # Imported only now that signals wait, so that Ctrl-C does not land in the middle of an import.
+    from dax_mp.daemons.start import InternalError, report, serve
+
+    try:
+        serve(options, signals)
+    except Stopped as stopped:
+        report(options.ready_fd, {"error": str(stopped), "errno": errno.EINTR})
+    except OSError as error:
+        text = _one_line(error)
+        if options.ready_fd is None:
+            print(f"dax-mp serve: {text}", file=sys.stderr)
+        else:  # the launcher says it in its own way
+            report(options.ready_fd, {"error": text, "errno": error.errno})
+        return EXIT_ERROR
+    except InternalError:
+        print(
+            "dax-mp serve: this is a bug in dax-mp; the coordinator has removed what it made and ends", file=sys.stderr
+        )
+        return EXIT_BUG
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dax-mp serve", description="Serve a PMem device to the processes of one user."
+    )
+    parser.add_argument("--size", type=_size, default="1GiB", help="of the PMem region (1GiB)")
+    parser.add_argument(
+        "--hole-policy", choices=["zero", "page-cache"], default="zero", help="what holes are read from (zero)"
+    )
+    parser.add_argument("--page-cache-size", type=_size, help="of the DRAM region (an eighth of --size)")
+    parser.add_argument("--endpoint", metavar="DIR", help="where to serve ($DAX_MP_ENDPOINT, else the user's own)")
+    parser.add_argument("--no-reserve", action="store_true", help="take the regions' memory only as it is used")
+    parser.add_argument(
+        "--ack-timeout",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="until a process that does not let go of pages is evicted (5)",
+    )
+    parser.add_argument("--exit-with", type=int, metavar="PID", help="end when that process, our parent, has ended")
+    parser.add_argument(
+        "--ready-fd", type=int, metavar="FD", help="write a line of JSON there when serving, or why not"
+    )
+    parser.add_argument("--debug", action="store_true", help="check every invariant after every event (slow)")
+    return parser
+
+
+def _size(text: str) -> int:
+    try:
+        size_bytes = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if size_bytes < 1:
+        raise argparse.ArgumentTypeError("a region has at least one page")
+    return size_bytes
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.01 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"not a time between 0.01 and 3600 seconds: {text!r}")
+    return seconds
+
+
+def _one_line(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return f"{text}: {error.filename}" if error.filename else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The coordinator's two ROUTER sockets: bytes in and out, never waiting for a peer that is gone or does not read."""
+
+import os
+from typing import Final
+
+import zmq
+
+from dax_mp.limits import MESSAGE_BYTES_MAX
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_RCVMORE: Final = int(zmq.RCVMORE)
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+
+
+class Router:
+    """A bound ROUTER. Its socket file is our user's alone.
+
+    queue_messages: how many messages to one peer wait in memory before `send` says that it does not read.
+    Raises OSError where it cannot be bound.
+    """
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", address: str, queue_messages: int) -> None:
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.linger = 0
+        self.socket.router_mandatory = 1
+        self.socket.maxmsgsize = MESSAGE_BYTES_MAX
+        self.socket.sndhwm = queue_messages
+        mask = os.umask(0o077)
+        try:
+            self.socket.bind(address)
+        except zmq.ZMQError as error:
+            self.socket.close()
+            raise OSError(error.errno, f"cannot bind {address}: {error.strerror}") from error
+        finally:
+            os.umask(mask)
+
+    def readable(self) -> bool:
+        """Is there a message?"""
+        return bool(self.socket.get(_EVENTS) & _POLLIN)  # type: ignore[operator]
+
+    def receive(self) -> tuple[bytes, bytes]:
+        """The next message: its sender's identity and its one frame; no bytes where it has any other number of frames.
+
+        Precondition: `readable()`, or the poller says so.
+        """
+        socket = self.socket
+        peer = socket.recv(_NOBLOCK)
+        data = socket.recv(_NOBLOCK)
+        while socket.get(_RCVMORE):
+            socket.recv(_NOBLOCK)
+            data = b""
+        return peer, data
+
+    def send(self, peer: bytes, data: bytes) -> bool:
+        """False where the peer is gone, or has not read for so long that its queue is full."""
+        try:
+            self.socket.send(peer, _NOBLOCK_MORE)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        self.socket.send(data, _NOBLOCK)
+        return True
+
+    def close(self) -> None:
+        self.socket.close()

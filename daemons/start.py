@@ -1,0 +1,175 @@
+"""The coordinator's start and end, in order.
+
+Directory claimed -> names written down -> regions made and reserved -> sockets bound -> signals let in -> ready; the
+end undoes it in reverse, whatever ended it. Because names are written down before the things are made, and signals wait
+(`daemons/signals.py`), there is no moment at which something is there that neither this process nor its successor
+would remove.
+"""
+
+import argparse
+import errno
+import gc
+import json
+import os
+import resource
+import secrets
+import tempfile
+import traceback
+from contextlib import ExitStack
+from typing import Any, Final
+
+import zmq
+
+from dax_mp.coordinator import Coordinator
+from dax_mp.daemons.liveness import SessionProcesses, open_pidfd
+from dax_mp.daemons.loop import Loop
+from dax_mp.daemons.region import PAGE_SIZE_BYTES, Region
+from dax_mp.daemons.runtime_directory import RuntimeDirectory
+from dax_mp.daemons.signals import StopSignals
+from dax_mp.daemons.sockets import Router
+from dax_mp.device import Device
+from dax_mp.endpoint import control_address, default_endpoint, pager_address, region_name
+from dax_mp.limits import FAULTS_PER_SESSION_MAX
+from dax_mp.messages import PROTOCOL_VERSION
+from dax_mp.sizes import format_size
+from dax_mp.superblock import Superblock
+
+PAGE_CACHE_PAGES_MIN: Final = 64
+PAGER_QUEUE_MESSAGES: Final = 2 * FAULTS_PER_SESSION_MAX
+"""Every fault of a session answered at once, and as many orders again."""
+CONTROL_QUEUE_MESSAGES: Final = 64
+"""A control socket has one request under way; more than a few unread answers is a peer that does not read."""
+
+
+class InternalError(Exception):
+    """A bug in the coordinator; what was seen is on stderr."""
+
+
+def serve(options: argparse.Namespace, signals: StopSignals) -> None:
+    """Serve until told to stop.
+
+    Raises OSError where it cannot start, Stopped where a signal comes before it serves, InternalError where it cannot
+    go on.
+    """
+    os.umask(0o077)
+    _raise_descriptor_limit()
+    if not __debug__:
+        raise OSError(errno.EINVAL, "assertions guard other people's data: run Python without -O or PYTHONOPTIMIZE")
+    endpoint = options.endpoint or default_endpoint(os.environ, tempfile.gettempdir(), os.geteuid())
+    with ExitStack() as stack:
+        stop_fds = []
+        if options.exit_with is not None:
+            stop_fds.append(_watch_launcher(options.exit_with))
+            stack.callback(os.close, stop_fds[0])
+        directory = RuntimeDirectory.claim(endpoint)
+        stack.callback(directory.remove)
+        regions = _make_regions(options, directory, stack, signals)
+        directory.make_sessions()
+        coordinator = Coordinator(
+            _device(options, regions), options.ack_timeout, _welcome(options, regions), debug=options.debug
+        )
+        context = zmq.Context()
+        stack.callback(context.destroy, linger=0)
+        pager = Router(context, pager_address(directory.path), PAGER_QUEUE_MESSAGES)
+        control = Router(context, control_address(directory.path), CONTROL_QUEUE_MESSAGES)
+        signals.check()
+        wakeups = stack.enter_context(signals.delivered_to_socket())
+        processes = SessionProcesses(directory.path, [*stop_fds, wakeups.fileno()])
+        stack.callback(processes.close)
+        loop = Loop(coordinator, pager, control, processes, options.ack_timeout)
+        gc.collect()
+        gc.freeze()
+        _announce(options, directory.path)
+        try:
+            loop.run()
+        except Exception as error:  # a peer's mistakes have been dealt with inside
+            traceback.print_exc()
+            raise InternalError from error
+
+
+def _raise_descriptor_limit() -> None:
+    """A session takes three descriptors: its two connections and its pidfd."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _watch_launcher(pid: int) -> int:
+    """The launcher's pidfd. Raises OSError (ESRCH) where it is not our parent: it has ended before we could look."""
+    pidfd = open_pidfd(pid)
+    if os.getppid() != pid:
+        os.close(pidfd)
+        raise OSError(errno.ESRCH, f"--exit-with {pid}: that process is not the parent of this one, or not any more")
+    return pidfd
+
+
+def _make_regions(
+    options: argparse.Namespace, directory: RuntimeDirectory, stack: ExitStack, signals: StopSignals
+) -> dict[str, Region]:
+    """By kind: pmem, and dram where the hole policy has one; removed when the stack unwinds."""
+    sizes_bytes = {"pmem": options.size}
+    if options.hole_policy == "page-cache":
+        sizes_bytes["dram"] = max(options.page_cache_size or options.size // 8, PAGE_CACHE_PAGES_MIN * PAGE_SIZE_BYTES)
+    elif options.page_cache_size is not None:
+        raise OSError(errno.EINVAL, "--page-cache-size goes with --hole-policy page-cache")
+    unique, uuid = secrets.token_hex(8), secrets.token_bytes(16)
+    names = {kind: region_name(unique, kind) for kind in sizes_bytes}
+    directory.record(list(names.values()))
+    regions = {}
+    for kind, size_bytes in sizes_bytes.items():
+        signals.check()
+        pages = -(-size_bytes // PAGE_SIZE_BYTES)
+        region = Region(names[kind], Superblock(kind, PAGE_SIZE_BYTES, pages, uuid))
+        stack.callback(region.remove)
+        if not options.no_reserve:
+            region.reserve(signals.check)
+        regions[kind] = region
+    return regions
+
+
+def _device(options: argparse.Namespace, regions: dict[str, Region]) -> Device:
+    pmem, dram = regions["pmem"], regions.get("dram")
+    return Device(
+        PAGE_SIZE_BYTES,
+        pmem.memory,
+        pmem.superblock.pages,
+        options.hole_policy,
+        dram.memory if dram else None,
+        dram.superblock.pages if dram else 0,
+    )
+
+
+def _welcome(options: argparse.Namespace, regions: dict[str, Region]) -> dict[str, Any]:
+    """The reply to Hello: all that a client needs to attach."""
+    pmem, dram = regions["pmem"], regions.get("dram")
+    return {
+        "version": PROTOCOL_VERSION,
+        "pid": os.getpid(),
+        "page_size": PAGE_SIZE_BYTES,
+        "pmem_name": pmem.name,
+        "pmem_pages": pmem.superblock.pages,
+        "dram_name": dram.name if dram else None,
+        "dram_pages": dram.superblock.pages if dram else 0,
+        "hole_policy": options.hole_policy,
+        "uuid": pmem.superblock.uuid,
+        "ack_timeout_s": options.ack_timeout,
+    }
+
+
+def _announce(options: argparse.Namespace, endpoint: str) -> None:
+    if options.ready_fd is not None:
+        report(options.ready_fd, {"endpoint": endpoint, "pid": os.getpid()})
+        return
+    try:
+        print(f"serving {format_size(options.size)} at {endpoint} (pid {os.getpid()}); Ctrl-C ends it", flush=True)
+    except OSError:  # nobody reads it
+        pass
+
+
+def report(ready_fd: int | None, fields: dict[str, Any]) -> None:
+    if ready_fd is None:
+        return
+    try:
+        with open(ready_fd, "wb") as stream:
+            stream.write(json.dumps(fields).encode() + b"\n")
+    except OSError:  # the launcher has gone; --exit-with is how we learn that
+        pass
