@@ -1,0 +1,54 @@
+"""BusError: an access to a mapping had nothing to map. Where Linux sends SIGBUS, this is raised.
+
+The native side knows what happened (`mmu.take_bus_error`) and when to raise it, and calls the class without
+arguments: at once in a mapping's own methods and slices, in the faulting thread's next bytecode after an access
+through a raw buffer.
+"""
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from dax_mp import mmu
+
+if TYPE_CHECKING:
+    from dax_mp.clients.mapping import Mapping
+
+_REASONS: Final = {
+    errno.EFAULT: "access past the end of the file",
+    errno.ENOSPC: "no space left on the device for a store to a hole",
+    errno.ENOMEM: "no page-cache page left for a load from a hole",
+    errno.EACCES: "store to a mapping that is read-only",
+    errno.ESTALE: "the session is closed, or was evicted: connect() again",
+    errno.EIO: "the coordinator has ended: start another and connect() again",
+}
+
+
+class BusError(OSError):
+    """An access to a mapping that cannot be served.
+
+    errno: EFAULT past the end of the file, ENOSPC no block for a store, ENOMEM no frame for a load from a hole, ESTALE
+    session closed or evicted, EIO coordinator gone. filename: the file's name when it was opened; None where the
+    mapping is closed since.
+    """
+
+    offset_bytes: int | None
+    """Where in the file; None where the mapping is closed since."""
+
+    def __init__(self, *args: object) -> None:
+        """With no arguments, as the native side calls it: this thread's last failed access."""
+        self.offset_bytes = None
+        if args:  # a copy, unpickled in another process
+            super().__init__(*args)
+            return
+        code, window, offset_bytes = mmu.take_bus_error() or (errno.EFAULT, None, 0)
+        text = _REASONS.get(code, os.strerror(code))
+        if window is None:
+            super().__init__(code, f"{text} (through a mapping that is closed now)")
+            return
+        mapping: Mapping = window  # type: ignore[assignment]  # this library makes no other windows
+        self.offset_bytes = mapping.offset_bytes + offset_bytes
+        super().__init__(code, f"{text} (at offset {self.offset_bytes})", mapping.name)
+
+
+mmu.set_bus_error(BusError)

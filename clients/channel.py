@@ -1,0 +1,282 @@
+"""Requests to the coordinator: a pool of control sockets.
+
+A request takes a *lane*, a DEALER of its own, for as long as it is under way. So a request that waits (a truncate waits
+for other processes) holds up no other thread, and no socket is used by two threads at once. Lanes are made on demand
+and kept.
+
+A lane has at most one request under way. When the wait for its answer ends in any other way than by the answer
+(KeyboardInterrupt, the coordinator's death), the lane is closed: a late answer then has nowhere to go and cannot be
+taken for that of a later request. What such a request was for may or may not have been done; what it has acquired (a
+handle, a VMA) goes with the session.
+
+A wait ends at the answer, at the coordinator's death (its pidfd), or when the session is closed by another thread (an
+eventfd): it never lasts for ever on a coordinator that is gone.
+
+Destructors must not wait, and must take no lock (the garbage collector runs them anywhere, in the middle of a request
+too). They only `defer` what is to be released; the next request of any thread takes it along.
+"""
+
+import errno
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import zmq
+
+from dax_mp import messages
+from dax_mp.endpoint import control_address
+from dax_mp.errors import ProtocolError, os_error
+
+RequestType = Callable[..., messages.ControlRequest]
+
+_LANE_NUMBER_BYTES: Final = 4
+_REQUEST_IDS: Final = (1 << 32) - 1
+
+_left_behind: list[object] = []
+"""What must never be destroyed in this process: ZeroMQ objects that a fork copied, or that a stuck thread uses."""
+
+
+class Coordinator(NamedTuple):
+    """The process that serves at an endpoint."""
+
+    endpoint: str
+    pid: int
+    pidfd: int
+
+    def gone(self) -> OSError:
+        """What is raised when it is found dead."""
+        return os_error(
+            errno.ECONNRESET,
+            f"the coordinator (pid {self.pid}) has ended, and its files with it; start another and connect() again",
+            self.endpoint,
+        )
+
+
+class _Lane:
+    """One control socket, used by one thread at a time."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], coordinator: Coordinator, identity: bytes, closing: int
+    ) -> None:
+        self._coordinator = coordinator
+        self._closing = closing
+        self._next_id = 1
+        self._socket = context.socket(zmq.DEALER)
+        try:
+            self._socket.linger = 0
+            self._socket.setsockopt(zmq.ROUTING_ID, identity)
+            self._socket.connect(control_address(coordinator.endpoint))
+            self._poller = zmq.Poller()
+            self._poller.register(self._socket, zmq.POLLIN)
+            self._poller.register(coordinator.pidfd, zmq.POLLIN)
+            self._poller.register(closing, zmq.POLLIN)
+        except BaseException:
+            self.close()
+            raise
+
+    def exchange(self, kind: RequestType, fields: tuple[object, ...], deadline: float | None) -> messages.ControlAnswer:
+        """Send the request and wait for its answer. After any exception the lane is to be closed."""
+        request_id = self._next_id
+        self._next_id = self._next_id % _REQUEST_IDS + 1
+        self._socket.send(messages.encode(kind(request_id, *fields)))
+        self._wait(deadline)
+        answer = messages.decode(self._socket.recv())
+        if not isinstance(answer, messages.Reply | messages.Error) or answer.request_id not in (request_id, 0):
+            raise ProtocolError(f"the coordinator answered a request with {type(answer).__name__}")
+        return answer
+
+    def _wait(self, deadline: float | None) -> None:
+        """Until there is an answer to receive."""
+        timeout_ms = None if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
+        ready = [source for source, _ in self._poller.poll(timeout_ms)]
+        if self._socket in ready:
+            return
+        if self._coordinator.pidfd in ready:
+            raise self._coordinator.gone()
+        if self._closing in ready:
+            raise ValueError("the session was closed during the request")
+        raise os_error(
+            errno.ETIMEDOUT,
+            f"the coordinator (pid {self._coordinator.pid}) is alive but does not answer",
+            self._coordinator.endpoint,
+        )
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Channel:
+    """A session's way to the coordinator. Any thread may use it."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], coordinator: Coordinator, token: bytes) -> None:
+        self._context = context
+        self._coordinator = coordinator
+        self._token = token
+        self._closing = os.eventfd(0)
+        self._changed = threading.Condition(threading.Lock())
+        # Protected by _changed: _lanes (all that are open), _idle (those no thread uses), _lanes_made, _closed.
+        self._lanes: set[_Lane] = set()
+        self._idle: list[_Lane] = []
+        self._lanes_made = 0
+        self._closed = False
+        self._inherited = False
+        self._deferred: deque[tuple[RequestType, tuple[object, ...]]] = deque()
+        self._welcome: Any = None  # the answer to the first Hello
+
+    def hello(self, timeout_s: float) -> Any:
+        """Begin the session. Returns the coordinator's welcome. Raises ProtocolError, TimeoutError, OSError."""
+        lane = self._take(time.monotonic() + timeout_s)
+        self._give_back(lane)
+        return self._welcome
+
+    def check(self) -> None:
+        """Raises ValueError after close(), OSError (ESTALE) in a child that a fork made."""
+        if self._inherited:
+            text = "this session belongs to the parent process: connect() again in the child"
+            raise os_error(errno.ESTALE, text, self._coordinator.endpoint)
+        if self._closed:
+            raise ValueError("the session is closed")
+
+    def request(
+        self, kind: RequestType, *fields: object, filename: str | None = None, timeout_s: float | None = None
+    ) -> Any:
+        """Send a request, wait for its answer and return the value of it.
+
+        kind: the class of the message; fields: all of its fields but the id. timeout_s: None waits for as long as the
+        coordinator lives.
+        Raises OSError: what the coordinator answered, with `filename`; ConnectionError when it is gone; TimeoutError;
+        ESTALE in a forked child. Raises ValueError when the session is closed, or is closed meanwhile.
+        """
+        self.check()
+        while self._deferred:
+            self._send_deferred()
+        answer = self._exchange(kind, fields, timeout_s)
+        if isinstance(answer, messages.Error):
+            raise _as_exception(answer, filename)
+        return answer.value
+
+    def defer(self, kind: RequestType, *fields: object) -> None:
+        """Leave a request whose answer nobody needs to the next one. Takes no lock: for destructors."""
+        self._deferred.append((kind, fields))
+
+    def release(self, kind: RequestType, *fields: object) -> None:
+        """Tell the coordinator that something is not needed any more.
+
+        Where the session is over, all it had is gone already and there is nobody to tell: that is no error.
+        """
+        try:
+            self.request(kind, *fields)
+        except ValueError:
+            pass
+        except OSError as error:
+            if not isinstance(error, ConnectionError) and error.errno != errno.ESTALE:
+                raise
+
+    def settle(self) -> None:
+        """Send what is deferred now, where the session is not over."""
+        try:
+            while self._deferred:
+                self.check()
+                self._send_deferred()
+        except (OSError, ValueError):
+            self._deferred.clear()
+
+    def bye(self, timeout_s: float) -> None:
+        """End the session. Precondition: the pager has dropped every translation."""
+        self._deferred.clear()  # the session's end releases all that
+        try:
+            self.request(messages.Bye, timeout_s=timeout_s)
+        except OSError:
+            pass  # evicted, or no coordinator any more: the session is over all the same
+
+    def close(self, timeout_s: float) -> bool:
+        """End the requests that are under way in other threads, and close all sockets.
+
+        Returns whether all are closed: False when a thread still has one, stuck in a signal handler perhaps.
+        """
+        with self._changed:
+            self._closed = True
+            os.eventfd_write(self._closing, 1)
+            while self._idle:
+                self._drop(self._idle.pop())
+            all_closed = self._changed.wait_for(lambda: not self._lanes, timeout_s)
+        if all_closed:
+            os.close(self._closing)
+        return all_closed
+
+    def inherit(self) -> None:
+        """This process is a fork's child: none of what is here is to be used, or destroyed."""
+        self._inherited = True
+        _left_behind.append(self)
+
+    def _send_deferred(self) -> None:
+        try:
+            kind, fields = self._deferred.popleft()
+        except IndexError:
+            return  # another thread has taken it
+        self._exchange(kind, fields, None)  # an Error would say that it is gone already
+
+    def _exchange(
+        self, kind: RequestType, fields: tuple[object, ...], timeout_s: float | None
+    ) -> messages.ControlAnswer:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            lane = self._take(deadline)
+            try:
+                answer = lane.exchange(kind, fields, deadline)
+            except BaseException:
+                with self._changed:
+                    self._drop(lane)
+                raise
+        except zmq.ZMQError as error:
+            raise os_error(error.errno or errno.EIO, f"ZeroMQ: {error.strerror}", self._coordinator.endpoint) from error
+        self._give_back(lane)
+        return answer
+
+    def _take(self, deadline: float | None) -> _Lane:
+        """An idle lane, or a new one that has said Hello."""
+        with self._changed:
+            self.check()
+            if self._idle:
+                return self._idle.pop()
+            self._lanes_made += 1
+            identity = self._token + self._lanes_made.to_bytes(_LANE_NUMBER_BYTES, "big")
+            lane = _Lane(self._context, self._coordinator, identity, self._closing)
+            self._lanes.add(lane)
+        try:
+            answer = lane.exchange(messages.Hello, (messages.PROTOCOL_VERSION,), deadline)
+            if isinstance(answer, messages.Error):
+                raise _as_exception(answer, self._coordinator.endpoint)
+        except BaseException:
+            with self._changed:
+                self._drop(lane)
+            raise
+        if self._welcome is None:
+            self._welcome = answer.value
+        return lane
+
+    def _give_back(self, lane: _Lane) -> None:
+        with self._changed:
+            if self._closed:
+                self._drop(lane)
+            else:
+                self._idle.append(lane)
+
+    def _drop(self, lane: _Lane) -> None:
+        lane.close()
+        self._lanes.discard(lane)
+        self._changed.notify_all()
+
+
+def leave_behind(*objects: object) -> None:
+    """Keep these until the process ends, so that nothing ever runs their destructors."""
+    _left_behind.extend(objects)
+
+
+def _as_exception(answer: messages.Error, filename: str | None) -> OSError:
+    if answer.errno == errno.EPROTO:
+        return ProtocolError(answer.text)
+    return os_error(answer.errno, answer.text, filename)

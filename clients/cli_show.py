@@ -1,0 +1,135 @@
+"""What the commands print: JSON, or tables for people.
+
+A table is cut to the terminal's width; where the output is no terminal, it is as wide as its content.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from dax_mp.clients.status import DeviceStat, FileStat, MappedRange, VmaMaps
+from dax_mp.messages import Access
+from dax_mp.sizes import format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_UNLIMITED_COLUMNS: Final = 10_000
+
+
+def show_files(files: list[FileStat], page_size: int, json_output: bool) -> None:
+    if json_output:
+        _print_json(files)
+        return
+    rows = [
+        (file.name, format_size(file.size_bytes), format_size(file.blocks * page_size), len(file.mappers))
+        for file in files
+    ]
+    _print_table(("name", "size", "allocated", "mapped by"), rows)
+
+
+def show_file(file: FileStat, page_size: int, json_output: bool) -> None:
+    if json_output:
+        _print_json(file)
+        return
+    mappers = ", ".join(f"pid {mapper.pid} ({_count(mapper.vmas, 'VMA')})" for mapper in file.mappers)
+    rows = [
+        ("name", file.name),
+        ("inode", file.ino),
+        ("size", f"{file.size_bytes} ({format_size(file.size_bytes)})"),
+        ("blocks", f"{file.blocks} ({format_size(file.blocks * page_size)})"),
+        ("mapped by", mappers or "nobody"),
+    ]
+    _print_table(None, rows)
+
+
+def show_maps(vmas: list[VmaMaps], json_output: bool) -> None:
+    if json_output:
+        _print_json(vmas)
+        return
+    rows: list[Sequence[object]] = []
+    for vma in vmas:
+        pid = f"{vma.pid} (evicted)" if vma.evicted else str(vma.pid)
+        first = (pid, vma.vma_id, _access(vma.access), _pages(vma.pgoff, vma.length_pages))
+        mapped = [_mapped(piece) for piece in vma.mapped] or [("nothing", "", "", "")]
+        rows += [(*first, *piece) if index == 0 else ("",) * 4 + piece for index, piece in enumerate(mapped)]
+    _print_table(("pid", "vma", "access", "pages", "mapped", "to", "frames", "access"), rows)
+
+
+def show_device(device: DeviceStat, json_output: bool) -> None:
+    if json_output:
+        _print_json(device)
+        return
+
+    def size(pages: int) -> str:
+        return format_size(pages * device.page_size)
+
+    used_pages = device.pages - device.pages_free - device.pages_quarantined
+    rows = [("pmem", *map(size, (device.pages, used_pages, device.pages_free, device.pages_quarantined)))]
+    if device.dram_pages:
+        used_pages = device.dram_pages - device.dram_pages_free
+        rows.append(("dram", *map(size, (device.dram_pages, used_pages, device.dram_pages_free)), ""))
+    _print_table(("region", "size", "used", "free", "quarantined"), rows)
+    print(
+        f"\n{_count(device.files, 'file')}, {_count(device.sessions, 'session')}, {_count(device.vmas, 'VMA')}; "
+        f"hole policy {device.hole_policy}, pages of {format_size(device.page_size)}\n"
+    )
+    _print_table(("event", "count"), sorted(device.counters.items()))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _pages(start: int, length: int) -> str:
+    return f"[{start}, {start + length})"
+
+
+def _access(access: Access) -> str:
+    return ("r" if Access.READ in access else "-") + ("w" if Access.WRITE in access else "-")
+
+
+def _mapped(piece: MappedRange) -> tuple[str, str, str, str]:
+    frames = _pages(piece.pfn, piece.length_pages) if piece.pfn else ""
+    return _pages(piece.pgoff, piece.length_pages), piece.target.name.lower(), frames, _access(piece.access)
+
+
+def _print_table(headers: Sequence[str] | None, rows: Iterable[Sequence[object]]) -> None:
+    """Numbers and sizes are aligned by their last digit only where every cell of the column has some."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=headers is not None)
+    cells = [[Text("" if cell is None else str(cell)) for cell in row] for row in rows]
+    for index in range(len(headers or (cells[0] if cells else ()))):
+        numeric = headers is not None and all(row[index].plain[:1].isdigit() for row in cells)
+        header = headers[index].upper() if headers is not None else ""
+        table.add_column(header, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED_COLUMNS)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    """The value in the types that JSON has: records by field, enumerations by name, an access as rw, r- or -w."""
+    if isinstance(value, Access):
+        return _access(value)
+    if isinstance(value, IntEnum):
+        return value.name.lower()
+    if hasattr(value, "_asdict"):
+        return {field: _plain(item) for field, item in value._asdict().items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,314 @@
+"""A file object: io.RawIOBase over a handle, with the position kept here.
+
+It behaves as the file that `open(name, mode, buffering=0)` gives (io.FileIO), and raises the same exceptions for the
+same mistakes. The position belongs to the object; a read or write holds its lock, so two threads that use one object
+get one after the other what two system calls would give them.
+
+Data goes in chunks of IO_CHUNK_BYTES_MAX: a read or write of at most that length is atomic, a longer one is not, and
+other processes may see a part of it.
+"""
+
+import errno
+import io
+import operator
+import os
+import pickle
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from dax_mp.clients.handle import Handle
+from dax_mp.clients.mapping import ACCESS_WRITE, Mapping, map_file
+from dax_mp.clients.status import Extent, FileStat
+from dax_mp.errors import os_error
+from dax_mp.limits import IO_CHUNK_BYTES_MAX, OFFSET_BYTES_MAX
+from dax_mp.messages import OpenFlag
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from dax_mp.clients.session import Session
+
+_FLAGS: Final = {
+    "r": OpenFlag(0),
+    "w": OpenFlag.CREATE | OpenFlag.TRUNCATE,
+    "x": OpenFlag.CREATE | OpenFlag.EXCLUSIVE,
+    "a": OpenFlag.CREATE,
+}
+
+
+class DaxFile(io.RawIOBase):
+    """An open file. `Session.open` makes one.
+
+    Every method raises ValueError when it is closed, and OSError for what the coordinator refuses.
+    """
+
+    name: str
+
+    def __init__(self, session: "Session", name: str, mode: str) -> None:
+        self._handle: Handle | None = None
+        self._kind, updating = _parse_mode(mode)
+        self._readable = self._kind == "r" or updating
+        self._writable = self._kind != "r" or updating
+        self._updating = updating
+        self._lock = threading.RLock()  # a signal handler may use the file in the middle of a use
+        self._position_bytes = 0
+        self.name = name
+        self._handle = Handle(session, name, _FLAGS[self._kind])
+        if self._kind == "a":
+            self._position_bytes = self._handle.size_bytes()
+        session.register(self)
+
+    # --- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """As io.FileIO has it: rb, rb+, wb, xb, xb+, ab, ab+."""
+        kind = "r" if self._kind == "w" and self._updating else self._kind
+        return f"{kind}b+" if self._updating else f"{kind}b"
+
+    @property
+    def size(self) -> int:
+        """The file's size in bytes."""
+        return self._open().size_bytes()
+
+    def readable(self) -> bool:
+        self._open()
+        return self._readable
+
+    def writable(self) -> bool:
+        self._open()
+        return self._writable
+
+    def seekable(self) -> bool:
+        self._open()
+        return True
+
+    def stat(self) -> FileStat:
+        """The file's size, blocks and mappers; also when it has been unlinked."""
+        return self._open().stat()
+
+    def extents(self) -> list[Extent]:
+        """Where the file has blocks, by offset. The rest of it is holes."""
+        return self._open().extents()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"mode {self.mode!r}"
+        return f"<dax_mp.DaxFile {self.name!r}, {state}>"
+
+    # --- reading and writing ---------------------------------------------------------------------------------------
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most `size` bytes, fewer only at the end of the file; all that is left for a negative size or None."""
+        if size is None:
+            return self.readall()
+        length_bytes = operator.index(size)
+        if length_bytes < 0:
+            return self.readall()
+        handle = self._open_for_reading()
+        with self._lock:
+            return self._read(handle, length_bytes)
+
+    def readall(self) -> bytes:
+        """All that is left."""
+        handle = self._open_for_reading()
+        with self._lock:
+            return self._read(handle, OFFSET_BYTES_MAX)
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        """Fill the buffer; returns the number of bytes, fewer than its length only at the end of the file."""
+        handle = self._open_for_reading()
+        with self._lock, _writable_byte_view(buffer) as view:
+            filled_bytes = 0
+            while filled_bytes < len(view):
+                chunk_bytes = min(len(view) - filled_bytes, IO_CHUNK_BYTES_MAX)
+                data = handle.read(self._position_bytes, chunk_bytes)
+                view[filled_bytes : filled_bytes + len(data)] = data
+                filled_bytes += len(data)
+                self._position_bytes += len(data)
+                if len(data) < chunk_bytes:
+                    break
+            return filled_bytes
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        """Write all of it; in append mode at the end of the file. Returns the number of bytes.
+
+        Raises OSError: ENOSPC, EFBIG. Of data longer than IO_CHUNK_BYTES_MAX a part may have been written then; the
+        position is after it.
+        """
+        handle = self._open_for_writing()
+        with self._lock, _byte_view(data) as view:
+            for start in range(0, len(view), IO_CHUNK_BYTES_MAX):
+                chunk = bytes(view[start : start + IO_CHUNK_BYTES_MAX])
+                append = self._kind == "a"
+                if not append and self._position_bytes + len(chunk) > OFFSET_BYTES_MAX:
+                    raise os_error(errno.EFBIG, filename=self.name)
+                self._position_bytes = handle.write(0 if append else self._position_bytes, chunk, append)
+            return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Set the position; returns it. whence: SEEK_SET, SEEK_CUR, SEEK_END, SEEK_DATA, SEEK_HOLE.
+
+        Raises OSError: EINVAL for a position before the start, ENXIO where there is no data or hole (lseek(2)).
+        """
+        handle = self._open()
+        offset_bytes = _offset(offset)
+        with self._lock:
+            if whence in (os.SEEK_DATA, os.SEEK_HOLE):
+                if offset_bytes < 0:
+                    raise os_error(errno.ENXIO, filename=self.name)
+                self._position_bytes = handle.seek(offset_bytes, whence)
+                return self._position_bytes
+            if whence == os.SEEK_CUR:
+                offset_bytes += self._position_bytes
+            elif whence == os.SEEK_END:
+                offset_bytes += handle.size_bytes()
+            elif whence != os.SEEK_SET:
+                raise os_error(errno.EINVAL, filename=self.name)
+            if not 0 <= offset_bytes <= OFFSET_BYTES_MAX:
+                raise os_error(errno.EINVAL, filename=self.name)
+            self._position_bytes = offset_bytes
+            return offset_bytes
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        self._open()
+        return self._position_bytes
+
+    # --- size, holes, durability -----------------------------------------------------------------------------------
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Make the file `size` bytes long (None: the position), by throwing away or by a hole. Returns the size.
+
+        Returns when no process can see a page past the new end any more. Raises OSError: EINVAL, EFBIG.
+        """
+        handle = self._open_for_writing()
+        size_bytes = self._position_bytes if size is None else _offset(size)
+        if size_bytes < 0:
+            raise os_error(errno.EINVAL, filename=self.name)
+        handle.truncate(size_bytes)
+        return size_bytes
+
+    def punch_hole(self, offset: int, length: int) -> None:
+        """Make these bytes read as zero and free the blocks that lie wholly in them; the size stays (fallocate(2),
+        FALLOC_FL_PUNCH_HOLE). Raises OSError EINVAL for a negative offset or a length that is not positive.
+        """
+        handle = self._open_for_writing()
+        offset_bytes, length_bytes = _offset(offset), _offset(length)
+        if offset_bytes < 0 or length_bytes <= 0:
+            raise os_error(errno.EINVAL, filename=self.name)
+        handle.punch_hole(offset_bytes, length_bytes)
+
+    def fsync(self) -> None:
+        """Return when all that was written and stored is as durable as the device is."""
+        self._open().fsync()
+
+    def mmap(self, length: int = 0, offset: int = 0, access: int = ACCESS_WRITE, past_eof: bool = False) -> Mapping:
+        """Map `length` bytes from `offset` on, both in bytes. It stays mapped when the file is closed or unlinked.
+
+        length: 0 is up to the end of the file. access: ACCESS_READ or ACCESS_WRITE. past_eof: the mapping may be longer
+        than the file; an access past its end is a BusError until the file grows, and again after it shrinks.
+        Raises what mmap.mmap raises: ValueError for an empty file or a length past its end, OverflowError for negative
+        or too large numbers, OSError EINVAL for an offset that is not a multiple of the page size, PermissionError
+        where the file's mode does not allow the access; OSError ENOMEM without address space or VMAs left.
+        """
+        handle = self._open()
+        length, offset = operator.index(length), operator.index(offset)
+        return map_file(handle, self._readable, self._writable, length, offset, access, past_eof)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the file. Its mappings stay. May be called again."""
+        handle = self._handle
+        self.forget()
+        if handle is not None:
+            channel = handle.session.channel
+            del handle
+            channel.settle()
+
+    def forget(self) -> None:
+        """Close it here, and leave telling the coordinator to the next request, or to the session's end."""
+        super().close()
+        self._handle = None
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_handle") is not None and not self.closed:
+            warnings.warn(f"unclosed file {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.forget()
+
+    def __getstate__(self) -> Any:
+        raise TypeError(f"cannot pickle {type(self).__name__!r} object: open the file by its name in the other process")
+
+    # --- checks ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Handle:
+        handle = self._handle
+        if handle is None:
+            raise ValueError("I/O operation on closed file")
+        return handle
+
+    def _open_for_writing(self) -> Handle:
+        handle = self._open()
+        if not self._writable:
+            raise io.UnsupportedOperation("File not open for writing")
+        return handle
+
+    def _open_for_reading(self) -> Handle:
+        handle = self._open()
+        if not self._readable:
+            raise io.UnsupportedOperation("File not open for reading")
+        return handle
+
+    def _read(self, handle: Handle, length_bytes: int) -> bytes:
+        """Up to `length_bytes` from the position on. Precondition: the lock is held."""
+        chunks: list[bytes] = []
+        while length_bytes:
+            chunk_bytes = min(length_bytes, IO_CHUNK_BYTES_MAX)
+            chunks.append(handle.read(self._position_bytes, chunk_bytes))
+            self._position_bytes += len(chunks[-1])
+            length_bytes -= chunk_bytes
+            if len(chunks[-1]) < chunk_bytes:
+                break
+        return b"".join(chunks)
+
+
+def _parse_mode(mode: str) -> tuple[str, bool]:
+    """(r, w, x or a; with a plus?). Raises as open()."""
+    if not isinstance(mode, str):
+        raise TypeError(f"open() argument 'mode' must be str, not {type(mode).__name__}")
+    if "t" in mode:
+        raise ValueError(f"invalid mode: {mode!r}; files are binary, wrap one in io.TextIOWrapper for text")
+    if len(set(mode)) != len(mode) or not set(mode) <= set("rwxab+"):
+        raise ValueError(f"invalid mode: {mode!r}")
+    kinds = set(mode) & set(_FLAGS)
+    if len(kinds) != 1:
+        raise ValueError("must have exactly one of create/read/write/append mode")
+    return kinds.pop(), "+" in mode
+
+
+def _offset(value: int) -> int:
+    """`value` as an off_t. Raises OverflowError, TypeError."""
+    offset_bytes = operator.index(value)
+    if not -OFFSET_BYTES_MAX - 1 <= offset_bytes <= OFFSET_BYTES_MAX:
+        raise OverflowError("Python int too large to convert to a file offset")
+    return offset_bytes
+
+
+def _byte_view(buffer: "ReadableBuffer") -> memoryview:
+    """The buffer's memory as bytes, whatever its format and shape. Raises TypeError, BufferError."""
+    with memoryview(buffer) as view:
+        if not view.c_contiguous:
+            raise BufferError("memoryview: underlying buffer is not C-contiguous")
+    return pickle.PickleBuffer(buffer).raw()
+
+
+def _writable_byte_view(buffer: "WriteableBuffer") -> memoryview:
+    """The same for a buffer that is to be filled; any other is a TypeError, as for io.FileIO.readinto."""
+    try:
+        view = _byte_view(buffer)
+        if not view.readonly:
+            return view
+    except BufferError:
+        pass
+    raise TypeError(f"readinto() argument must be a contiguous read-write bytes-like object, not {type(buffer).__name__}")

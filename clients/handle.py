@@ -1,0 +1,78 @@
+"""A handle: what Linux calls an open file description, and the requests that go by it.
+
+A file object and its mappings share one. The coordinator is told to close it when the last of them lets go of it: the
+object's own lifetime counts them. That may be in a destructor, so Close is deferred to the next request.
+"""
+
+from typing import TYPE_CHECKING
+
+from dax_mp import messages
+from dax_mp.clients.status import Extent, FileStat
+from dax_mp.limits import LIST_ENTRIES_MAX
+from dax_mp.messages import OpenFlag
+
+if TYPE_CHECKING:
+    from dax_mp.clients.session import Session
+
+
+class Handle:
+    """An open file. All of it raises OSError with the file's name, and ValueError when the session is closed."""
+
+    __slots__ = ("ino", "name", "number", "session")
+
+    def __init__(self, session: "Session", name: str, flags: OpenFlag) -> None:
+        self.session = session
+        self.name = name
+        self.number: int
+        self.number, self.ino, _ = session.channel.request(messages.Open, name, int(flags), filename=name)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            self.session.channel.defer(messages.Close, self.number)
+
+    def stat(self) -> FileStat:
+        return FileStat.from_reply(self.session.channel.request(messages.Fstat, self.number, filename=self.name))
+
+    def size_bytes(self) -> int:
+        return self.stat().size_bytes
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """At most IO_CHUNK_BYTES_MAX. Fewer at the end of the file."""
+        request = self.session.channel.request
+        data: bytes = request(messages.Read, self.number, offset_bytes, length_bytes, filename=self.name)
+        return data
+
+    def write(self, offset_bytes: int, data: bytes, append: bool) -> int:
+        """At most IO_CHUNK_BYTES_MAX. Returns the offset after the data."""
+        request = self.session.channel.request
+        end_bytes: int = request(messages.Write, self.number, offset_bytes, int(append), data, filename=self.name)
+        return end_bytes
+
+    def seek(self, offset_bytes: int, whence: int) -> int:
+        """whence: messages.Whence."""
+        request = self.session.channel.request
+        found_bytes: int = request(messages.Seek, self.number, offset_bytes, whence, filename=self.name)
+        return found_bytes
+
+    def truncate(self, size_bytes: int) -> None:
+        self.session.channel.request(messages.Truncate, self.number, size_bytes, filename=self.name)
+
+    def punch_hole(self, offset_bytes: int, length_bytes: int) -> None:
+        request = self.session.channel.request
+        request(messages.PunchHole, self.number, offset_bytes, length_bytes, filename=self.name)
+
+    def fsync(self) -> None:
+        self.session.channel.request(messages.Fsync, self.number, filename=self.name)
+
+    def extents(self) -> list[Extent]:
+        page_size = self.session.page_size
+        extents: list[Extent] = []
+        after_pgoff = 0
+        while True:
+            flat = self.session.channel.request(messages.Extents, self.number, after_pgoff, filename=self.name)
+            numbers = iter(flat)
+            for pgoff, length_pages, pfn in zip(numbers, numbers, numbers, strict=True):
+                extents.append(Extent(pgoff * page_size, length_pages * page_size, pfn))
+                after_pgoff = pgoff + length_pages
+            if len(flat) < 3 * LIST_ENTRIES_MAX:
+                return extents

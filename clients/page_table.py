@@ -1,0 +1,70 @@
+"""What the kernel has mapped in a window, from /proc/self/maps: the truth that the coordinator's rmap only mirrors.
+
+A window's range holds these kinds of mapping, and no other:
+
+    PROT_NONE                      nothing is mapped; the next access faults
+    the PMem or the DRAM region    frames, told by the device and inode number of the region's object
+    anonymous, read-only           the zero page
+    anonymous, writable            a scratch page, on which an access that failed is coming to its end
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+Backing = Literal["pmem", "dram", "zero", "scratch"]
+FileId = tuple[int, int]
+"""st_dev and st_ino."""
+
+
+class PageTableEntry(NamedTuple):
+    """Neighbouring pages of a file that are mapped alike."""
+
+    pgoff: int
+    length_pages: int
+    target: Backing
+    pfn: int
+    """The first one's frame in its region; 0 for zero and scratch."""
+    writable: bool
+
+
+class _MapsLine(NamedTuple):
+    start: int
+    end: int
+    permissions: str
+    offset_bytes: int
+    file_id: FileId
+
+
+def read_page_table(
+    address: int, length_bytes: int, pgoff: int, regions: dict[FileId, Backing]
+) -> list[PageTableEntry]:
+    """What is mapped in [address, address + length_bytes), whose first page is page `pgoff` of its file.
+
+    Other threads may fault and unmap meanwhile; each entry was true when the kernel wrote its line.
+    """
+    page_size = os.sysconf("SC_PAGESIZE")
+    entries = []
+    for line in _maps_lines():
+        start, end = max(line.start, address), min(line.end, address + length_bytes)
+        if start >= end or line.permissions.startswith("---"):
+            continue
+        writable = line.permissions[1] == "w"
+        target = regions.get(line.file_id) or ("scratch" if writable else "zero")
+        offset_bytes = line.offset_bytes + start - line.start if line.file_id in regions else 0
+        pages = -(-(end - start) // page_size)
+        entries.append(
+            PageTableEntry(pgoff + (start - address) // page_size, pages, target, offset_bytes // page_size, writable)
+        )
+    return entries
+
+
+def _maps_lines() -> Iterator[_MapsLine]:
+    """The lines of /proc/self/maps (proc_pid_maps(5)): start-end permissions offset major:minor inode [path]."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for text in maps:
+            addresses, permissions, offset, device, inode = text.split(maxsplit=5)[:5]
+            start, end = addresses.split("-")
+            major, minor = device.split(":")
+            file_id = (os.makedev(int(major, 16), int(minor, 16)), int(inode))
+            yield _MapsLine(int(start, 16), int(end, 16), permissions, int(offset, 16), file_id)

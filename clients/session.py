@@ -1,0 +1,296 @@
+"""A session: one process at one coordinator.
+
+`connect` takes these steps, and `Session.close` undoes them in the opposite order, whatever happens in between:
+
+    coordinator's lock -> its pid -> a pidfd    so that its death is an event
+    session file, locked                        so that ours is one for the coordinator
+    ZeroMQ context, channel: Hello              the welcome says what the device is like
+    regions                                     opened by name, checked, handed to the pager
+    pager                                       from here on memory can be mapped
+
+The pager ends before Bye is said: Bye means that no translation is left. Mappings whose buffers are still out survive
+as objects; an access to one is then a BusError with ESTALE.
+
+A fork copies the objects but not the session: record locks, the pager's thread and ZeroMQ's threads stay the
+parent's. In the child a session refuses every request, and its parts are kept from the garbage collector: their
+destructors would work on the parent's sockets.
+"""
+
+import atexit
+import errno
+import functools
+import os
+import threading
+import warnings
+import weakref
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Final, Self
+
+import zmq
+from zmq.backend.cython import _zmq
+
+from dax_mp import messages, mmu
+from dax_mp.clients import attach
+from dax_mp.clients.channel import Channel, leave_behind
+from dax_mp.clients.file import DaxFile
+from dax_mp.clients.mapping import Mapping
+from dax_mp.clients.page_table import Backing, FileId
+from dax_mp.clients.signals import keep_fault_handler_first
+from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps
+from dax_mp.endpoint import pager_address
+from dax_mp.errors import os_error
+from dax_mp.limits import LIST_ENTRIES_MAX, NAME_BYTES_MAX
+
+CONNECT_TIMEOUT_S: Final = 30.0
+"""How long a coordinator that is alive may take to answer Hello."""
+
+CLOSE_TIMEOUT_S: Final = 5.0
+"""How long close waits for a coordinator that does not answer, and for threads in the middle of a request."""
+
+_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+
+
+def connect(endpoint: str | os.PathLike[str] | None = None) -> "Session":
+    """A new session at the coordinator of `endpoint`; None: $DAX_MP_ENDPOINT, else the user's default.
+
+    Raises NoCoordinatorError where none serves there, ProtocolError where it is of another version or page size,
+    TimeoutError where it does not answer, OSError else.
+    """
+    return Session(attach.user_endpoint() if endpoint is None else os.fspath(endpoint))
+
+
+class Session:
+    """The files of one coordinator. `connect` makes one; threads may share it.
+
+    Every method raises OSError for what the coordinator refuses, ConnectionError when it is gone, ValueError when the
+    session is closed, and OSError ESTALE when it was evicted or belongs to the parent process.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = os.path.abspath(endpoint)
+        self._close_lock = threading.Lock()
+        self._closed = True
+        self._pid = os.getpid()
+        self._files: weakref.WeakSet[DaxFile] = weakref.WeakSet()
+        self._mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
+        with ExitStack() as undo:
+            self._attach(undo)
+            self._undo = undo.pop_all()
+        self._closed = False
+        # The interpreter ends sessions before the coordinators that launch() started, since those came first.
+        self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
+        atexit.register(self._at_exit)
+        _sessions.add(self)
+
+    def _attach(self, undo: ExitStack) -> None:
+        coordinator = attach.find_coordinator(self.endpoint)
+        undo.callback(os.close, coordinator.pidfd)
+        token = _new_token()
+        session_fd = attach.lock_session(self.endpoint, token)
+        undo.callback(attach.unlock_session, self.endpoint, token, session_fd)
+
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.channel = Channel(context, coordinator, token)
+        """For the library's own modules."""
+        undo.callback(_end_context, context, self.channel)
+        self._welcome = self.channel.hello(CONNECT_TIMEOUT_S)
+        undo.callback(self.channel.bye, CLOSE_TIMEOUT_S)
+        attach.check_welcome(self._welcome)
+
+        keep_fault_handler_first()
+        self.regions: dict[FileId, Backing] = {}
+        """The regions' objects, as /proc/self/maps names them. For the library's own modules."""
+        with ExitStack() as open_regions:
+            self.pager = mmu.Pager(
+                libzmq=_zmq.__file__,
+                context=context.underlying,
+                endpoint=pager_address(self.endpoint),
+                token=token,
+                version=messages.PROTOCOL_VERSION,
+                pmem_fd=self._open_region("pmem", open_regions),
+                dram_fd=self._open_region("dram", open_regions),
+                coordinator_pidfd=coordinator.pidfd,
+                timeout_ms=round(CONNECT_TIMEOUT_S * 1000),
+            )
+            """For the library's own modules."""
+        undo.callback(self.pager.close)
+        self.coordinator_pid = coordinator.pid
+
+    def _open_region(self, kind: Backing, open_regions: ExitStack) -> int:
+        """The region's descriptor, -1 where the coordinator has no such region."""
+        name = self._welcome[f"{kind}_name"]
+        if name is None:
+            return -1
+        fd = attach.open_region(name, kind, self._welcome[f"{kind}_pages"], self._welcome)
+        open_regions.callback(os.close, fd)
+        status = os.fstat(fd)
+        self.regions[status.st_dev, status.st_ino] = kind
+        return fd
+
+    # --- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def page_size(self) -> int:
+        """In bytes; the system's."""
+        page_size: int = self._welcome["page_size"]
+        return page_size
+
+    @property
+    def hole_policy(self) -> str:
+        """zero or page-cache."""
+        policy: str = self._welcome["hole_policy"]
+        return policy
+
+    def counters(self) -> dict[str, int]:
+        """What this process's pager has done: faults, bus_errors, maps, unmaps, drops."""
+        return self.pager.counters()
+
+    def __repr__(self) -> str:
+        return f"<dax_mp.Session at {self.endpoint!r}, {'closed' if self.closed else 'open'}>"
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def open(self, name: str | os.PathLike[str], mode: str = "r") -> DaxFile:
+        """Open a file. mode: as of the built-in open: r, r+, w, w+, x, x+, a, a+; all are binary, with a b or without.
+
+        Raises FileNotFoundError, FileExistsError, OSError (EINVAL, ENAMETOOLONG: not a name), ValueError (the mode).
+        """
+        return DaxFile(self, _check_name(name), mode)
+
+    def listdir(self) -> list[str]:
+        """The names of all files, in order."""
+        return [stat.name for stat in self.scandir() if stat.name is not None]
+
+    def scandir(self) -> list[FileStat]:
+        """All files that have a name, by name."""
+        stats: list[FileStat] = []
+        after = ""
+        while True:
+            replies = self.channel.request(messages.List, after)
+            stats += map(FileStat.from_reply, replies)
+            if len(replies) < LIST_ENTRIES_MAX:
+                return stats
+            after = replies[-1]["name"]
+
+    def stat(self, name: str | os.PathLike[str]) -> FileStat:
+        """The file's size, blocks, and who has it mapped. Raises FileNotFoundError."""
+        text = _check_name(name)
+        return FileStat.from_reply(self.channel.request(messages.Stat, text, filename=text))
+
+    def unlink(self, name: str | os.PathLike[str]) -> None:
+        """Take the name away. The file lives on until the last handle and mapping is gone. Raises FileNotFoundError."""
+        text = _check_name(name)
+        self.channel.request(messages.Unlink, text, filename=text)
+
+    def rename(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+        """Give the file another name; a file that has it is unlinked. Raises FileNotFoundError, OSError EINVAL."""
+        old_text, new_text = _check_name(old), _check_name(new)
+        try:
+            self.channel.request(messages.Rename, old_text, new_text)
+        except OSError as error:
+            if error.filename is None:
+                error.filename, error.filename2 = old_text, new_text
+            raise
+
+    def maps(self, name: str | os.PathLike[str]) -> list[VmaMaps]:
+        """Every VMA, of every process, that has the file mapped: the coordinator's rmap. Raises FileNotFoundError."""
+        text = _check_name(name)
+        return [VmaMaps.from_reply(reply) for reply in self.channel.request(messages.Maps, text, filename=text)]
+
+    def statfs(self) -> DeviceStat:
+        """The device: how much is free, who is there, and what has happened since the coordinator started."""
+        return DeviceStat.from_reply(self.channel.request(messages.Statfs))
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def register(self, user: DaxFile | Mapping) -> None:
+        """Close it with the session. For the library's own modules."""
+        if isinstance(user, DaxFile):
+            self._files.add(user)
+        else:
+            self._mappings.add(user)
+
+    def close(self) -> None:
+        """Close every file and mapping, and end the session. May be called again.
+
+        A mapping whose buffers are out (memoryview, array) stays an object; an access to it is a BusError (ESTALE).
+        Requests under way in other threads end with a ValueError.
+        """
+        with self._close_lock:
+            if self._closed or self._pid != os.getpid():
+                return
+            self._closed = True
+        atexit.unregister(self._at_exit)
+        for file in list(self._files):
+            file.forget()
+        for mapping in list(self._mappings):
+            try:
+                mapping.close()
+            except BufferError:
+                pass
+        self._undo.close()
+
+    def __enter__(self) -> Self:
+        self.channel.check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._closed and self._pid == os.getpid():
+            warnings.warn(f"unclosed session {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def inherit(self) -> None:
+        """This process is a fork's child, and the session its parent's."""
+        self.channel.inherit()
+        leave_behind(self._undo, self.pager)
+
+
+def _new_token() -> bytes:
+    """Random, and not beginning with a zero byte: ZeroMQ keeps such identities for itself."""
+    while True:
+        token = os.urandom(messages.TOKEN_BYTES)
+        if token[0]:
+            return token
+
+
+def _check_name(name: str | os.PathLike[str]) -> str:
+    """The name, as it can be sent. Raises as open() does for such a name; the coordinator judges the rest."""
+    text = os.fspath(name)
+    if not isinstance(text, str):
+        raise TypeError(f"a file's name must be str, not {type(text).__name__}")
+    if not text:
+        raise os_error(errno.ENOENT, filename=text)
+    if len(text.encode()) > NAME_BYTES_MAX:  # UnicodeEncodeError, a ValueError, where it is not Unicode
+        raise os_error(errno.ENAMETOOLONG, filename=text)
+    return text
+
+
+def _end_context(context: zmq.Context[zmq.Socket[bytes]], channel: Channel) -> None:
+    if channel.close(CLOSE_TIMEOUT_S):
+        context.term()
+    else:
+        leave_behind(context, channel)  # term() would wait for the socket that a thread still has
+
+
+def _close_at_exit(reference: "weakref.ref[Session]") -> None:
+    session = reference()
+    if session is not None:
+        session.close()
+
+
+def _inherit_sessions() -> None:
+    for session in list(_sessions):
+        session.inherit()
+
+
+os.register_at_fork(after_in_child=_inherit_sessions)

@@ -1,0 +1,97 @@
+"""What the coordinator tells about files, the device, and who maps what: the replies of Stat, Extents, Maps and Statfs.
+
+All counts of pages are of pages of `Session.page_size` bytes.
+"""
+
+from typing import Any, NamedTuple
+
+from dax_mp.messages import Access, Target
+
+
+class Mapper(NamedTuple):
+    """A process that has a file mapped, and by how many VMAs."""
+
+    pid: int
+    vmas: int
+
+
+class FileStat(NamedTuple):
+    """One file."""
+
+    ino: int
+    name: str | None
+    """None when it has been unlinked and lives on for its users."""
+    size_bytes: int
+    blocks: int
+    """Pages of the PMem region that it has: its holes have none."""
+    nlink: int
+    mappers: list[Mapper]
+
+    @classmethod
+    def from_reply(cls, reply: dict[str, Any]) -> "FileStat":
+        mappers = [Mapper(mapper["pid"], mapper["vmas"]) for mapper in reply["mappers"]]
+        return cls(**{**{field: reply[field] for field in cls._fields}, "mappers": mappers})
+
+
+class Extent(NamedTuple):
+    """A part of a file that has blocks, next to each other in the region."""
+
+    offset_bytes: int
+    length_bytes: int
+    frame: int
+    """The first block's frame in the PMem region."""
+
+
+class MappedRange(NamedTuple):
+    """Pages that a process may have mapped by a VMA, as the coordinator knows it (the rmap)."""
+
+    pgoff: int
+    length_pages: int
+    target: Target
+    pfn: int
+    access: Access
+
+
+class VmaMaps(NamedTuple):
+    """A VMA of a file, and which of its pages may be mapped."""
+
+    pid: int
+    evicted: bool
+    """Its process has been evicted, and has not said yet that it holds no translation."""
+    vma_id: int
+    pgoff: int
+    length_pages: int
+    access: Access
+    mapped: list[MappedRange]
+
+    @classmethod
+    def from_reply(cls, reply: dict[str, Any]) -> "VmaMaps":
+        flat = iter(reply["mapped"])
+        mapped = [
+            MappedRange(pgoff, length_pages, Target(target), pfn, Access(access))
+            for pgoff, length_pages, target, pfn, access in zip(flat, flat, flat, flat, flat, strict=True)
+        ]
+        fields = {**{field: reply[field] for field in cls._fields}, "mapped": mapped, "access": Access(reply["access"])}
+        return cls(**fields)
+
+
+class DeviceStat(NamedTuple):
+    """The device as a whole, in pages, and what has happened on it since the coordinator started."""
+
+    page_size: int
+    hole_policy: str
+    pages: int
+    pages_free: int
+    pages_quarantined: int
+    """Freed, but an evicted process may still reach them."""
+    dram_pages: int
+    """Of the page cache; 0 where holes are read through the zero page."""
+    dram_pages_free: int
+    files: int
+    sessions: int
+    vmas: int
+    counters: dict[str, int]
+
+    @classmethod
+    def from_reply(cls, reply: dict[str, Any]) -> "DeviceStat":
+        return cls(**{field: reply[field] for field in cls._fields})
