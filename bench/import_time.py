@@ -1,0 +1,23 @@
+"""How long an import takes, each time in a fresh interpreter."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from rows import Bound, Row, compared, in_turn
+
+PAIRS = 21
+RATIO_BOUND = Bound("<=", 1.5)
+REFERENCE = "import zmq, msgpack"
+
+
+def run() -> Iterator[Row]:
+    _import_ms(REFERENCE), _import_ms("import dax_mp.clients.session")  # the files are in the page cache from here on
+    for statement, bound in (("import dax_mp", RATIO_BOUND), ("from dax_mp import connect", RATIO_BOUND)):
+        samples = in_turn(lambda statement=statement: _import_ms(statement), lambda: _import_ms(REFERENCE), PAIRS)  # type: ignore[misc]
+        yield compared(f"{statement} / {REFERENCE}", "ms", *samples, bound)
+
+
+def _import_ms(statement: str) -> float:
+    code = f"import time; t = time.perf_counter(); {statement}; print(1000 * (time.perf_counter() - t))"
+    return float(subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True).stdout)

@@ -1,0 +1,38 @@
+"""Coordinators, sessions and other processes for the tests of the client library."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import dax_mp
+from script_process import Script, ScriptProcess
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[dax_mp.Daemon]:
+    """One coordinator for all tests of a worker; what they do to it must not matter to the next."""
+    with dax_mp.launch(size="64MiB", debug=True) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def session(daemon: dax_mp.Daemon) -> Iterator[dax_mp.Session]:
+    """A session at `daemon`, without any file at first."""
+    with dax_mp.connect(daemon.endpoint) as session:
+        for name in session.listdir():
+            session.unlink(name)
+        yield session
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    """A function that starts a ScriptProcess. All end with the test."""
+    started: list[ScriptProcess] = []
+
+    def start(text: str, *arguments: str) -> ScriptProcess:
+        started.append(ScriptProcess(text, *arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.close()

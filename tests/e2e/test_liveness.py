@@ -1,0 +1,163 @@
+"""Who has a session, and what ends it: the kernel's word, a missing acknowledgement, a pager that is not there."""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coordinator_process import CoordinatorProcess, Serve
+from dax_mp import messages
+from dax_mp.daemons.loop import Clock
+from raw_peer import RawPeer
+
+ACK_TIMEOUT_S = 0.5
+
+
+@pytest.fixture
+def coordinator(serve: Serve) -> CoordinatorProcess:
+    return serve("--ack-timeout", str(ACK_TIMEOUT_S))
+
+
+@pytest.fixture
+def holder(coordinator: CoordinatorProcess) -> Iterator[RawPeer]:
+    """A session that has the first page of "file" mapped."""
+    with RawPeer(coordinator.endpoint) as peer:
+        peer.hello()
+        peer.open_pager()
+        peer.map_page("file", 1)
+        yield peer
+
+
+@pytest.fixture
+def other(coordinator: CoordinatorProcess) -> Iterator[RawPeer]:
+    with RawPeer(coordinator.endpoint) as peer:
+        peer.hello()
+        yield peer
+
+
+def truncate(peer: RawPeer) -> None:
+    """Send a Truncate of "file" to nothing; its answer waits for who has it mapped."""
+    handle = peer.request(messages.Open(1, "file", 0))[0]
+    peer.send(messages.Truncate(7, handle, 0))
+
+
+def assert_refused(answer: messages.Error, word: str) -> None:
+    assert (type(answer), answer.errno) == (messages.Error, errno.EACCES), answer
+    assert word in answer.text
+
+
+# --- who gets a session -----------------------------------------------------------------------------------------------
+
+
+def test_a_session_without_a_file_is_refused(coordinator: CoordinatorProcess) -> None:
+    with RawPeer(coordinator.endpoint, locked=False) as peer:
+        assert_refused(peer.hello(), "No such file")
+
+
+def test_a_session_whose_file_is_not_locked_is_refused(coordinator: CoordinatorProcess) -> None:
+    with RawPeer(coordinator.endpoint, locked=False) as peer:
+        Path(peer.session_path).touch()
+        assert_refused(peer.hello(), "locked")
+        fd = peer.lock_here()
+        assert isinstance(peer.hello(), dict)
+        assert peer.request(messages.Bye(1)) is None
+        os.close(fd)
+
+
+def test_a_session_whose_file_is_a_link_or_a_pipe_is_refused(coordinator: CoordinatorProcess) -> None:
+    with RawPeer(coordinator.endpoint, locked=False) as peer:
+        os.symlink(f"{coordinator.endpoint}/coordinator.lock", peer.session_path)
+        assert_refused(peer.hello(), "symbolic links")
+        os.unlink(peer.session_path)
+        os.mkfifo(peer.session_path)
+        assert_refused(peer.hello(), "plain file")
+
+
+def test_a_session_whose_process_has_died_is_refused(coordinator: CoordinatorProcess) -> None:
+    with RawPeer(coordinator.endpoint) as peer:
+        peer.kill()
+        assert_refused(peer.hello(), "locked")
+
+
+# --- what ends one ----------------------------------------------------------------------------------------------------
+
+
+def test_bye_ends_a_session_and_its_file(coordinator: CoordinatorProcess, other: RawPeer) -> None:
+    with RawPeer(coordinator.endpoint) as peer:
+        peer.hello()
+        assert other.request(messages.Statfs(1))["sessions"] == 2
+        assert peer.request(messages.Bye(1)) is None
+        assert other.request(messages.Statfs(1))["sessions"] == 1
+        assert not os.path.exists(peer.session_path)
+        assert peer.request(messages.Statfs(1)).errno == errno.EPROTO
+        assert_refused(peer.hello(), "No such file")
+
+
+def test_a_killed_process_lets_the_others_go_on(holder: RawPeer, other: RawPeer) -> None:
+    truncate(other)
+    assert isinstance(holder.next_order(), messages.Unmap)
+    holder.kill()
+    assert other.answer() == messages.Reply(7, None)
+    status = other.request(messages.Statfs(1))
+    assert (status["sessions"], status["vmas"], status["counters"]["evictions"]) == (1, 0, 0)
+    assert status["pages_free"] == status["pages"]
+    assert not os.path.exists(holder.session_path)
+
+
+def test_who_does_not_acknowledge_is_evicted(holder: RawPeer, other: RawPeer) -> None:
+    truncate(other)
+    assert isinstance(holder.next_order(), messages.Unmap)
+    assert other.answer() == messages.Reply(7, None)
+    assert holder.next_order() == messages.Evict(errno.ESTALE)
+    assert holder.request(messages.Open(1, "file", 0)).errno == errno.ESTALE
+    status = other.request(messages.Statfs(1))
+    assert (status["pages_quarantined"], status["counters"]["evictions"]) == (1, 1)
+    holder.kill()
+    while other.request(messages.Statfs(1))["sessions"] == 2:
+        pass
+    assert other.request(messages.Statfs(1))["pages_quarantined"] == 0
+
+
+def test_who_has_no_pager_any_more_is_evicted_at_once(serve: Serve) -> None:
+    coordinator = serve("--ack-timeout", "3600")
+    with RawPeer(coordinator.endpoint) as holder, RawPeer(coordinator.endpoint) as other:
+        holder.hello()
+        holder.open_pager()
+        holder.map_page("file", 1)
+        other.hello()
+        descriptors = open_descriptors(coordinator)
+        holder.pager.close()
+        while open_descriptors(coordinator) == descriptors:
+            other.request(messages.Statfs(1))
+        truncate(other)
+        assert other.answer() == messages.Reply(7, None)
+        assert other.request(messages.Statfs(1))["counters"]["evictions"] == 1
+        assert holder.request(messages.Open(1, "file", 0)).errno == errno.EPROTO
+
+
+def open_descriptors(coordinator: CoordinatorProcess) -> int:
+    return len(os.listdir(f"/proc/{coordinator.pid}/fd"))
+
+
+def test_a_coordinator_that_was_stopped_holds_it_against_nobody(
+    coordinator: CoordinatorProcess, holder: RawPeer, other: RawPeer
+) -> None:
+    truncate(other)
+    unmap = holder.next_order()
+    coordinator.process.send_signal(signal.SIGSTOP)
+    time.sleep(2 * ACK_TIMEOUT_S)
+    holder.order(messages.UnmapAck(unmap.request_id))
+    coordinator.process.send_signal(signal.SIGCONT)
+    assert other.answer() == messages.Reply(7, None)
+    assert other.request(messages.Statfs(1))["counters"]["evictions"] == 0
+
+
+def test_the_clock_counts_no_more_than_a_step_a_turn() -> None:
+    clock = Clock(step_s=0.001)
+    time.sleep(0.01)
+    assert clock.advance() == 0.001
+    assert 0.001 <= clock.advance() <= 0.002

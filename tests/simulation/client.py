@@ -1,0 +1,273 @@
+"""A client process, as the native pager and the library make it.
+
+Its translations are real: a load or a store goes through them to the region's bytes, whatever the coordinator believes.
+Nothing of the coordinator's state is looked at here; all that passes between the two goes through the four channels.
+"""
+
+import errno
+from collections import deque
+from enum import Enum, auto
+from typing import Any, Final, NamedTuple
+
+from dax_mp.memory import Memory
+from dax_mp.messages import (
+    Access,
+    Bye,
+    ControlAnswer,
+    ControlRequest,
+    Dropped,
+    Error,
+    Evict,
+    Fault,
+    FaultError,
+    Map,
+    Mmap,
+    Munmap,
+    PagerOrder,
+    PagerReady,
+    PagerRequest,
+    Target,
+    Unmap,
+    UnmapAck,
+)
+
+PAGE_SIZE: Final = 64
+VALUE_BYTES: Final = 8
+
+
+def page_bytes(value: int) -> bytes:
+    """A whole page that holds `value`."""
+    return value.to_bytes(VALUE_BYTES, "little") + bytes(PAGE_SIZE - VALUE_BYTES)
+
+
+def page_value(data: bytes) -> int:
+    return int.from_bytes(data[:VALUE_BYTES], "little")
+
+
+class Load(NamedTuple):
+    """Load the page's value through the VMA."""
+
+    vma_id: int
+    pgoff: int
+
+
+class Store(NamedTuple):
+    """Store a value into the page through the VMA."""
+
+    vma_id: int
+    pgoff: int
+    value: int
+
+
+class Call(NamedTuple):
+    """A request on the control channel. Its id is filled in when it is sent."""
+
+    request: ControlRequest
+
+
+Operation = Load | Store | Call
+
+
+class Failed(NamedTuple):
+    """An operation's outcome: BusError or OSError with this errno."""
+
+    errno: int
+
+
+class Translation(NamedTuple):
+    """What one page of a window is mapped to."""
+
+    target: int
+    pfn: int
+    access: int
+
+
+class Window:
+    """Reserved address space, and what is mapped there."""
+
+    def __init__(self, vma_id: int, pgoff: int, length_pages: int) -> None:
+        self.vma_id = vma_id
+        self.pgoff = pgoff
+        self.length_pages = length_pages
+        self.translations: dict[int, Translation] = {}
+
+    def map(self, pgoff: int, length_pages: int, target: int, pfn: int, access: int) -> None:
+        assert self.pgoff <= pgoff and pgoff + length_pages <= self.pgoff + self.length_pages, "mapped outside a window"
+        for page in range(pgoff, pgoff + length_pages):
+            frame = 0 if target == Target.ZERO else pfn + page - pgoff
+            self.translations[page] = Translation(target, frame, access)
+
+    def unmap(self, pgoff: int, length_pages: int) -> None:
+        for page in [page for page in self.translations if pgoff <= page < pgoff + length_pages]:
+            del self.translations[page]
+
+
+class State(Enum):
+    READY = auto()
+    """Its instruction can run, or run again."""
+    FAULTING = auto()
+    CALLING = auto()
+
+
+class Thread:
+    """Carries out `operations` one after the other; the first one is under way once it is `begun`."""
+
+    def __init__(self) -> None:
+        self.operations: deque[Operation] = deque()
+        self.begun = False
+        self.state = State.READY
+        self.waits_for = 0
+        """The id of its fault or request."""
+
+
+class Ended(NamedTuple):
+    """An operation has ended: the thread's number, and what came of it."""
+
+    thread: int
+    operation: Operation
+    outcome: Any
+
+
+class Client:
+    """One process. pmem, dram: the regions. threads: how many."""
+
+    def __init__(self, token: bytes, pmem: Memory, dram: Memory, threads: int) -> None:
+        self.token = token
+        self._memory = {int(Target.PMEM): pmem, int(Target.DRAM): dram}
+        self.threads = [Thread() for _ in range(threads)]
+        self.windows: dict[int, Window] = {}
+        self.evict_errno = 0
+        self.pager_ready = False
+        self.requests: deque[ControlRequest] = deque()
+        self.answers: deque[ControlAnswer] = deque()
+        self.pager_requests: deque[PagerRequest] = deque()
+        self.pager_orders: deque[PagerOrder] = deque()
+        self._next_id = 1
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
+
+    # --- threads -----------------------------------------------------------------------------------------------------
+
+    def run(self, number: int) -> Ended | None:
+        """Let the thread go on until it waits or its operation has ended."""
+        thread = self.threads[number]
+        assert thread.state is State.READY, "only a thread that does not wait runs"
+        thread.begun = True
+        operation = thread.operations[0]
+        if isinstance(operation, Call):
+            self._send(thread, operation.request)
+            return None
+        return self._access(number, thread, operation)
+
+    def _send(self, thread: Thread, request: ControlRequest) -> None:
+        thread.state, thread.waits_for = State.CALLING, self._new_id()
+        if isinstance(request, Munmap):
+            self.windows.pop(request.vma_id, None)  # first the window, then the request: see messages.Munmap
+        if isinstance(request, Bye):
+            self.drop_everything()
+        self.requests.append(request._replace(request_id=thread.waits_for))
+
+    def _access(self, number: int, thread: Thread, operation: Load | Store) -> Ended | None:
+        window = self.windows.get(operation.vma_id)
+        if self.evict_errno or window is None:
+            return self._end(number, Failed(self.evict_errno or errno.ESTALE))
+        write = isinstance(operation, Store)
+        wanted = Access.WRITE if write else Access.READ
+        translation = window.translations.get(operation.pgoff)
+        if translation is None or not translation.access & wanted:
+            thread.state, thread.waits_for = State.FAULTING, self._new_id()
+            self.pager_requests.append(Fault(thread.waits_for, operation.vma_id, operation.pgoff, int(write)))
+            return None
+        if isinstance(operation, Store):
+            address = translation.pfn * PAGE_SIZE
+            self._memory[translation.target].write(address, operation.value.to_bytes(VALUE_BYTES, "little"))
+            return self._end(number, None)
+        return self._end(number, self._load(translation))
+
+    def _load(self, translation: Translation) -> int:
+        if translation.target == Target.ZERO:
+            return 0
+        return page_value(self._memory[translation.target].read(translation.pfn * PAGE_SIZE, VALUE_BYTES))
+
+    def _end(self, number: int, outcome: Any) -> Ended:
+        thread = self.threads[number]
+        thread.state, thread.begun = State.READY, False
+        return Ended(number, thread.operations.popleft(), outcome)
+
+    def _waiting(self, state: State, waits_for: int) -> int | None:
+        for number, thread in enumerate(self.threads):
+            if thread.state is state and thread.waits_for == waits_for:
+                return number
+        return None
+
+    # --- what comes from the coordinator -------------------------------------------------------------------------------
+
+    def receive_answer(self) -> Ended | None:
+        """The library takes the oldest answer."""
+        answer = self.answers.popleft()
+        number = self._waiting(State.CALLING, answer.request_id)
+        assert number is not None, f"an answer that nobody waits for: {answer}"
+        if isinstance(answer, Error):
+            return self._end(number, Failed(answer.errno))
+        operation = self.threads[number].operations[0]
+        assert isinstance(operation, Call), f"an answer to {operation}"
+        if isinstance(operation.request, Mmap) and not self.evict_errno:
+            request = operation.request
+            self.windows[answer.value] = Window(answer.value, request.pgoff, request.length_pages)
+        return self._end(number, answer.value)
+
+    def receive_order(self) -> list[Ended]:
+        """The pager carries out the oldest order."""
+        order = self.pager_orders.popleft()
+        if isinstance(order, Map):
+            self._map(order)
+        elif isinstance(order, FaultError):
+            number = self._waiting(State.FAULTING, order.fault_id)
+            return [] if number is None else [self._end(number, Failed(order.errno))]
+        elif isinstance(order, Unmap):
+            self._unmap(order)
+        elif isinstance(order, Evict):
+            return self._evict(order)
+        else:
+            assert isinstance(order, PagerReady), f"an order that is none: {order}"
+            self.pager_ready = True
+        return []
+
+    def _map(self, order: Map) -> None:
+        if window := self.windows.get(order.vma_id):  # else it is closed, and its Munmap on the way
+            for at in range(0, len(order.segments), 5):
+                window.map(*order.segments[at : at + 5])
+        number = self._waiting(State.FAULTING, order.fault_id)
+        if number is not None:
+            self.threads[number].state = State.READY
+
+    def _unmap(self, order: Unmap) -> None:
+        for at in range(0, len(order.ranges), 3):
+            vma_id, pgoff, length_pages = order.ranges[at : at + 3]
+            if window := self.windows.get(vma_id):
+                window.unmap(pgoff, length_pages)
+        self.pager_requests.append(UnmapAck(order.request_id))
+
+    def _evict(self, order: Evict) -> list[Ended]:
+        self.evict_errno = order.errno
+        self.drop_everything()
+        self.pager_requests.append(Dropped())
+        faulting = [number for number, thread in enumerate(self.threads) if thread.state is State.FAULTING]
+        return [self._end(number, Failed(order.errno)) for number in faulting]
+
+    def drop_everything(self) -> None:
+        for window in self.windows.values():
+            window.translations.clear()
+
+    def wake_faults_of_closed_windows(self) -> list[Ended]:
+        """A thread that waits for a window which another thread has closed is not left asleep."""
+        ended = []
+        for number, thread in enumerate(self.threads):
+            if thread.state is State.FAULTING:
+                operation = thread.operations[0]
+                assert not isinstance(operation, Call), f"a fault of {operation}"
+                if operation.vma_id not in self.windows:
+                    ended.append(self._end(number, Failed(errno.ESTALE)))
+        return ended

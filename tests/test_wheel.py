@@ -1,0 +1,52 @@
+"""What is installed: the files of the wheel, built from the sdist, which so has all that a build needs."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+from typing import Final
+
+REPOSITORY: Final = Path(__file__).parent.parent
+BUILD_TIMEOUT_S: Final = 600
+
+BUILD_SDIST: Final = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+
+CORE: Final = """
+address_space coordinator device effects endpoint errors fault file_system frames hole_pages inode limits locks memory
+messages ranges read_write requests session sizes superblock transaction truncate unmap validate __init__
+"""
+DAEMONS: Final = "__init__ liveness loop region runtime_directory serve signals sockets start sweep"
+CLIENTS: Final = "__init__"
+METADATA: Final = "METADATA RECORD WHEEL entry_points.txt top_level.txt"
+
+WHEEL_FILES: Final = {
+    *(f"dax_mp/{name}.py" for name in CORE.split()),
+    *(f"dax_mp/daemons/{name}.py" for name in DAEMONS.split()),
+    *(f"dax_mp/clients/{name}.py" for name in CLIENTS.split()),
+    "dax_mp/py.typed",
+    "dax_mp/mmu/__init__.py",
+    "dax_mp/mmu/_mmu.pyi",
+    "dax_mp/mmu/_mmu" + sysconfig.get_config_var("EXT_SUFFIX"),
+    *(f"dax_mp-0.1.0.dist-info/{name}" for name in METADATA.split()),
+}
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_files_of_the_wheel(tmp_path: Path) -> None:
+    """Built without the network, by the setuptools that is installed."""
+    checkout = tmp_path / "checkout"
+    leave_out = shutil.ignore_patterns("*.so", "__pycache__", "build", "*.egg-info", ".*")
+    shutil.copytree(REPOSITORY, checkout, symlinks=True, ignore=leave_out)
+    sdist = run(sys.executable, "-P", "-c", BUILD_SDIST, str(tmp_path), cwd=checkout).splitlines()[-1]
+    pip_wheel = (sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation")
+    run(*pip_wheel, "--wheel-dir", str(tmp_path), str(tmp_path / sdist), cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert set(archive.namelist()) == WHEEL_FILES
