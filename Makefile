@@ -35,7 +35,7 @@ lint: $(VENV)/installed $(VENV)/extra-test $(VENV)/extra-lint
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/installed $(VENV)/extra-test
-	$(RUN) bench/run.py
+	$(VENV)/bin/python bench/run.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,10 +13,10 @@ SOURCES = [
     "bus_error.c",
     "pager.c",
     "wire.c",
-    "libzmq.c",
+    "zmtp.c",
     "thread.c",
 ]
-HEADERS = ["mmu.h", "module.h", "bus_error.h", "wire.h", "libzmq.h", "thread.h"]
+HEADERS = ["mmu.h", "module.h", "bus_error.h", "wire.h", "zmtp.h", "thread.h"]
 FLAGS = ["-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden"]
 if os.environ.get("DAX_MP_WERROR"):  # for CI: a newer compiler's new warning must not break a user's build
     FLAGS.append("-Werror")

@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from statistics import median
 
 import zmq
-from rows import Bound, Row, compared, in_turn
 
 import dax_mp
+from rows import Bound, Row, compared, in_turn
 
 FILE_BYTES = 1 << 30
 DEVICE_BYTES = 64 << 20
@@ -62,7 +62,7 @@ def _compare(dealer: zmq.Socket[bytes]) -> Iterator[Row]:
         )
         faults = session.counters()["faults"] - faults_before
         assert faults == BLOCKS * PER_BLOCK, f"{faults} faults for {BLOCKS * PER_BLOCK} stores"
-    yield compared(f"write fault on a hole (medians of {PER_BLOCK})", "us", *samples, RATIO_BOUND)
+    yield compared(f"write to a hole (medians of {PER_BLOCK})", "us", *samples, RATIO_BOUND)
 
 
 def _lone_pages(count: int, page_size: int) -> Iterator[int]:

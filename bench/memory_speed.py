@@ -4,6 +4,7 @@ Warm: all is mapped and has been touched; the two are the same kind of memory, a
 mapping each time, all faults included; there is no bound on it.
 """
 
+import functools
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -11,9 +12,9 @@ from contextlib import ExitStack
 
 import numpy
 from numpy.typing import NDArray
-from rows import Bound, Row, compared, in_turn, seconds
 
 import dax_mp
+from rows import Bound, Row, compared, in_turn, seconds
 
 PAIRS_WARM = 21
 PAIRS_COLD = 7
@@ -36,7 +37,7 @@ def run(size_bytes: int) -> Iterator[Row]:
 
 
 def _warm(file: dax_mp.DaxFile, fd: int, size_bytes: int) -> Iterator[Row]:
-    here = numpy.frombuffer(file.mmap(), numpy.uint64)
+    here = numpy.frombuffer(memoryview(file.mmap()), numpy.uint64)
     reference = numpy.frombuffer(mmap.mmap(fd, size_bytes), numpy.uint64)
     private = numpy.ones(len(here), numpy.uint64)
     for words in (here, reference):
@@ -49,8 +50,8 @@ def _warm(file: dax_mp.DaxFile, fd: int, size_bytes: int) -> Iterator[Row]:
     }
     for name, work in works.items():
         rates = in_turn(
-            lambda work=work: _gigabytes_per_s(size_bytes, lambda: work(here)),  # type: ignore[misc]
-            lambda work=work: _gigabytes_per_s(size_bytes, lambda: work(reference)),  # type: ignore[misc]
+            functools.partial(_gigabytes_per_s, size_bytes, functools.partial(work, here)),
+            functools.partial(_gigabytes_per_s, size_bytes, functools.partial(work, reference)),
             PAIRS_WARM,
         )
         yield compared(f"{name}, all mapped", "GB/s", *rates, RATIO_BOUND)
@@ -59,7 +60,7 @@ def _warm(file: dax_mp.DaxFile, fd: int, size_bytes: int) -> Iterator[Row]:
 def _cold(file: dax_mp.DaxFile, fd: int, size_bytes: int) -> Iterator[Row]:
     def here() -> float:
         with file.mmap() as mapping:
-            return _gigabytes_per_s(size_bytes, lambda: numpy.frombuffer(mapping, numpy.uint64).sum())
+            return _gigabytes_per_s(size_bytes, lambda: numpy.frombuffer(memoryview(mapping), numpy.uint64).sum())
 
     def reference() -> float:
         with mmap.mmap(fd, size_bytes) as mapping:

@@ -6,7 +6,7 @@ the machine does meanwhile happens to both. The ratio is the median of the pairs
 
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -38,8 +38,8 @@ class Row:
 
     name: str
     unit: str
-    here: list[float]
-    reference: list[float]
+    here: Sequence[float]
+    reference: Sequence[float]
     value: float
     bound: Bound | None
 
@@ -50,7 +50,7 @@ class Row:
         return "pass" if self.bound.kept_by(self.value) else "over"
 
     def as_json(self) -> dict[str, Any]:
-        def summary(samples: list[float]) -> dict[str, float] | None:
+        def summary(samples: Sequence[float]) -> dict[str, float] | None:
             if not samples:
                 return None
             return {"median": median(samples), "min": min(samples), "max": max(samples), "runs": len(samples)}
@@ -66,16 +66,16 @@ class Row:
         }
 
 
-def measured(name: str, unit: str, value: float, bound: Bound | None = None) -> Row:
-    """A row of one value that is counted or read, not timed."""
-    return Row(name, unit, [value], [], value, bound)
+def measured(name: str, unit: str, samples: Sequence[float], bound: Bound | None = None) -> Row:
+    """A row of something that has no counterpart; the bound is about the median."""
+    return Row(name, unit, samples, (), median(samples), bound)
 
 
 def compared(
     name: str,
     unit: str,
-    here: list[float],
-    reference: list[float],
+    here: Sequence[float],
+    reference: Sequence[float],
     bound: Bound | None = None,
 ) -> Row:
     """A row of pairs of samples; the ratio is here to reference."""

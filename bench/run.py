@@ -11,38 +11,51 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
 
 import fault_latency
 import footprint
 import import_time
 import memory_speed
-from rich.console import Console
-from rich.table import Table
 from rows import Row
 
 MIB: Final = 1 << 20
+COLUMNS: Final = 100
+"""Of the table, where the output is no terminal."""
+
+
+class Benchmark(NamedTuple):
+    title: str
+    run: Callable[[], Iterator[Row]]
 
 
 def main() -> int:
     options = _options()
     divisor = 8 if options.quick else 1
-    benchmarks: dict[str, Callable[[], Iterator[Row]]] = {
-        "memory": lambda: memory_speed.run(256 * MIB // divisor),
-        "fault": fault_latency.run,
-        "footprint": lambda: footprint.run(1024 * MIB // divisor),
-        "import": import_time.run,
+    memory_bytes, file_bytes = 256 * MIB // divisor, 1024 * MIB // divisor
+    benchmarks = {
+        "memory": Benchmark(
+            f"{memory_bytes // MIB} MiB, beside plain mmap",
+            lambda: memory_speed.run(memory_bytes),
+        ),
+        "fault": Benchmark("a fault, beside a pyzmq ping-pong", fault_latency.run),
+        "footprint": Benchmark("faults, and the coordinator", lambda: footprint.run(file_bytes)),
+        "import": Benchmark("imports, beside zmq, msgpack", import_time.run),
     }
-    rows: list[Row] = []
+    chosen = [benchmark for name, benchmark in benchmarks.items() if options.only in name]
+    results: list[tuple[str, list[Row]]] = []
     progress = Console(stderr=True)
-    for name, benchmark in benchmarks.items():
-        if options.only in name:
-            with progress.status(f"measuring: {name}"):
-                rows += benchmark()
+    for benchmark in chosen:
+        with progress.status(f"measuring: {benchmark.title}"):
+            results.append((benchmark.title, list(benchmark.run())))
+    rows = [row for _, rows in results for row in rows]
     if options.json:
         print(json.dumps([row.as_json() for row in rows], indent=2))
     else:
-        Console(highlight=False).print(_table(rows))
+        Console(highlight=False, width=None if sys.stdout.isatty() else COLUMNS).print(_table(results))
     return 1 if options.check and any(row.verdict == "over" for row in rows) else 0
 
 
@@ -55,22 +68,27 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _table(rows: list[Row]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("", "here", "reference", "ratio", "bound", "", "runs, min-max here"):
-        table.add_column(column, justify="left" if column in ("", "runs, min-max here") else "right")
-    for row in rows:
-        color = {"pass": "green", "over": "bold red"}.get(row.verdict, "")
-        runs = f"{len(row.here)}, {_number(min(row.here))}-{_number(max(row.here))}" if len(row.here) > 1 else ""
-        table.add_row(
-            row.name,
-            f"{_number(median(row.here))} {row.unit}",
-            f"{_number(median(row.reference))} {row.unit}" if row.reference else "",
-            f"{row.value:.3f}" if row.reference else "",
-            "" if row.bound is None else str(row.bound),
-            f"[{color}]{row.verdict}[/]" if color else row.verdict,
-            runs,
-        )
+def _table(results: list[tuple[str, list[Row]]]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), expand=False)
+    table.add_column("", no_wrap=True, width=33)
+    for column, width in (("here", 15), ("beside", 11), ("ratio", 5), ("bound", 8)):
+        table.add_column(column, justify="right", no_wrap=True, width=width)
+    table.add_column("", no_wrap=True, width=4)
+    table.add_column("min-max, runs", no_wrap=True)
+    for title, rows in results:
+        table.add_section()
+        table.add_row(f"[bold]{title}[/]")
+        for row in rows:
+            color = {"pass": "green", "over": "bold red"}.get(row.verdict)
+            table.add_row(
+                row.name,
+                f"{_number(median(row.here))} {row.unit}",
+                f"{_number(median(row.reference))} {row.unit}" if row.reference else "",
+                f"{row.value:.3f}" if row.reference else "",
+                "" if row.bound is None else str(row.bound),
+                f"[{color}]{row.verdict}[/]" if color else "",
+                f"{_number(min(row.here))}-{_number(max(row.here))}, {len(row.here)}" if len(row.here) > 1 else "",
+            )
     return table
 
 

@@ -12,21 +12,20 @@ handle, a VMA) goes with the session.
 A wait ends at the answer, at the coordinator's death (its pidfd), or when the session is closed by another thread (an
 eventfd): it never lasts for ever on a coordinator that is gone.
 
-Destructors must not wait, and must take no lock (the garbage collector runs them anywhere, in the middle of a request
-too). They only `defer` what is to be released; the next request of any thread takes it along.
+A request takes along what has been let go of meanwhile (`holdings.py`).
 """
 
 import errno
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import zmq
 
-from dax_mp import messages
+from dax_mp import messages, mmu
+from dax_mp.clients.holdings import Holdings
 from dax_mp.endpoint import control_address
 from dax_mp.errors import ProtocolError, os_error
 
@@ -34,9 +33,6 @@ RequestType = Callable[..., messages.ControlRequest]
 
 _LANE_NUMBER_BYTES: Final = 4
 _REQUEST_IDS: Final = (1 << 32) - 1
-
-_left_behind: list[object] = []
-"""What must never be destroyed in this process: ZeroMQ objects that a fork copied, or that a stuck thread uses."""
 
 
 class Coordinator(NamedTuple):
@@ -123,7 +119,7 @@ class Channel:
         self._lanes_made = 0
         self._closed = False
         self._inherited = False
-        self._deferred: deque[tuple[RequestType, tuple[object, ...]]] = deque()
+        self.holdings = Holdings()
         self._welcome: Any = None  # the answer to the first Hello
 
     def hello(self, timeout_s: float) -> Any:
@@ -151,42 +147,25 @@ class Channel:
         ESTALE in a forked child. Raises ValueError when the session is closed, or is closed meanwhile.
         """
         self.check()
-        while self._deferred:
-            self._send_deferred()
+        while self.holdings:
+            self._send_released()
         answer = self._exchange(kind, fields, timeout_s)
         if isinstance(answer, messages.Error):
             raise _as_exception(answer, filename)
         return answer.value
 
-    def defer(self, kind: RequestType, *fields: object) -> None:
-        """Leave a request whose answer nobody needs to the next one. Takes no lock: for destructors."""
-        self._deferred.append((kind, fields))
-
-    def release(self, kind: RequestType, *fields: object) -> None:
-        """Tell the coordinator that something is not needed any more.
-
-        Where the session is over, all it had is gone already and there is nobody to tell: that is no error.
-        """
-        try:
-            self.request(kind, *fields)
-        except ValueError:
-            pass
-        except OSError as error:
-            if not isinstance(error, ConnectionError) and error.errno != errno.ESTALE:
-                raise
-
     def settle(self) -> None:
-        """Send what is deferred now, where the session is not over."""
+        """Tell the coordinator now what has been let go of. Where the session is over, there is nobody to tell."""
         try:
-            while self._deferred:
+            while self.holdings:
                 self.check()
-                self._send_deferred()
+                self._send_released()
         except (OSError, ValueError):
-            self._deferred.clear()
+            self.holdings.clear()
 
     def bye(self, timeout_s: float) -> None:
         """End the session. Precondition: the pager has dropped every translation."""
-        self._deferred.clear()  # the session's end releases all that
+        self.holdings.clear()
         try:
             self.request(messages.Bye, timeout_s=timeout_s)
         except OSError:
@@ -210,14 +189,13 @@ class Channel:
     def inherit(self) -> None:
         """This process is a fork's child: none of what is here is to be used, or destroyed."""
         self._inherited = True
-        _left_behind.append(self)
+        mmu.keep_forever(self)
 
-    def _send_deferred(self) -> None:
-        try:
-            kind, fields = self._deferred.popleft()
-        except IndexError:
-            return  # another thread has taken it
-        self._exchange(kind, fields, None)  # an Error would say that it is gone already
+    def _send_released(self) -> None:
+        release = self.holdings.take()
+        if release is not None:
+            kind, number = release
+            self._exchange(kind, (number,), None)  # an Error would say that it is gone already
 
     def _exchange(
         self, kind: RequestType, fields: tuple[object, ...], timeout_s: float | None
@@ -269,11 +247,6 @@ class Channel:
         lane.close()
         self._lanes.discard(lane)
         self._changed.notify_all()
-
-
-def leave_behind(*objects: object) -> None:
-    """Keep these until the process ends, so that nothing ever runs their destructors."""
-    _left_behind.extend(objects)
 
 
 def _as_exception(answer: messages.Error, filename: str | None) -> OSError:

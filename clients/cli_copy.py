@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from dax_mp.limits import IO_CHUNK_BYTES_MAX
@@ -32,9 +32,8 @@ def put(session: "Session", source: str, name: str) -> None:
     """Copy the file `source` (or stdin) to the file `name`. Raises OSError."""
     temporary = f".put-{os.urandom(8).hex()}"
     with sys.stdin.buffer if source == STREAM else open(source, "rb", buffering=0) as stream:
-        target = session.open(temporary, "x")
         try:
-            with target:
+            with session.open(temporary, "x") as target:
                 status = os.fstat(stream.fileno())
                 if stat.S_ISREG(status.st_mode) and status.st_size and source != STREAM:
                     _copy_in(stream.fileno(), status.st_size, target)
@@ -42,7 +41,8 @@ def put(session: "Session", source: str, name: str) -> None:
                     _stream_in(stream, target)  # a pipe, a device, or a file of /proc that hides its length
             session.rename(temporary, name)
         except BaseException:
-            session.unlink(temporary)
+            with suppress(OSError):  # it is not there yet, or the coordinator is not there any more
+                session.unlink(temporary)
             raise
 
 

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 SIZE_BYTES: Final = 32 << 20
 """Of the device: with the page cache it fits into the 64 MB that a container's /dev/shm has."""
+SIZE_BYTES_MIN: Final = 1 << 20
 PAGE_CACHE_PAGES: Final = 64
 STEP_TIMEOUT_S: Final = 30.0
 
 _POLICIES: Final = {
     "zero": "a hole is read through the kernel's zero page, which takes no memory",
-    "page-cache": "a hole is read through a page-cache page, shared by all, kicked out by a write",
+    "page-cache": "a hole is read through a page-cache page, kicked out by a write",
 }
 _HOLE_TARGETS: Final = {"zero": "zero", "page-cache": "dram"}
 _PAGES: Final = 8
@@ -44,9 +45,11 @@ def run_demo(console: "Console", *, size: int | None, step_timeout_s: float = ST
     """Play the demo and return the exit code: 0, or 1 where anything was not as expected.
 
     size: of the device, in bytes; None takes SIZE_BYTES. step_timeout_s: how long an actor may take for one step.
-    Raises OSError where no coordinator can be started.
+    Raises OSError where no coordinator can be started, ValueError where the size is less than SIZE_BYTES_MIN.
     """
     size_bytes = SIZE_BYTES if size is None else size
+    if size_bytes < SIZE_BYTES_MIN:
+        raise ValueError(f"the demo needs a device of at least {format_size(SIZE_BYTES_MIN)}")
     judge = Judge(console)
     try:
         for policy, meaning in _POLICIES.items():
@@ -55,6 +58,7 @@ def run_demo(console: "Console", *, size: int | None, step_timeout_s: float = ST
     except ChildError as error:
         console.print(f"\n[bold red]The demo cannot go on[/]: {error}", soft_wrap=True)
         return 1
+    console.print()
     console.rule("[bold]Verdict", align="left")
     if judge.failures:
         console.print(f"[bold red]{len(judge.failures)} of {judge.checks} checks failed:[/]")
@@ -70,6 +74,7 @@ def run_demo(console: "Console", *, size: int | None, step_timeout_s: float = ST
 def _play_questions(
     console: "Console", judge: Judge, policy: str, meaning: str, size_bytes: int, timeout_s: float
 ) -> None:
+    console.print()
     console.rule(f"[bold]Hole policy {policy}", align="left")
     page_cache_bytes = PAGE_CACHE_PAGES * os.sysconf("SC_PAGESIZE") if policy == "page-cache" else None
     with Stage(console, judge, "AB", size_bytes, policy, page_cache_bytes, timeout_s) as stage:
@@ -86,7 +91,7 @@ def _play_questions(
 def _play_hole_question(stage: Stage, policy: str) -> None:
     """A reads a hole, B reads the hole, B writes to it: A's next load must see B's byte."""
     a, b = stage.actors
-    stage.console.print("\n[bold]Question 1.[/] A and B read a hole, then B writes to it. What does A see?")
+    stage.question(1, "A and B read a hole, then B writes to it. What does A see?")
     with stage.session.open("hole.bin", "x+") as file:
         file.truncate(_PAGES * stage.page_size)
         stage.step(a, f"maps hole.bin, {_PAGES} pages of hole", "map", "hole.bin")
@@ -99,13 +104,13 @@ def _play_hole_question(stage: Stage, policy: str) -> None:
         stage.judge.expect(f"page {_PAGE} in A and B before", [_HOLE_TARGETS[policy]] * 2, _targets(before))
         stage.judge.expect(f"page {_PAGE} in B before", _frame(before[0]), _frame(before[1]))
 
-        stage.step(b, f'stores "B was here" to page {_PAGE}', "store", offset, greeting, write_holes=1, unmaps=1)
+        stage.step(b, f'stores "B was here" to page {_PAGE}', "store", offset, greeting, write_holes=1, unmaps=2)
         stage.step(a, f"loads from page {_PAGE}", "load", *here, expect=greeting, read_blocks=1)
         after = stage.page_tables("after", _PAGES)
         frame = file.extents()[0].frame
         stage.judge.expect(f"page {_PAGE} in A and B after", ["pmem"] * 2, _targets(after))
         stage.judge.expect(f"frame of page {_PAGE} in A and B", [frame] * 2, [_frame(table) for table in after])
-        stage.note("B's write unmapped A's hole page first: A's next load faulted and found B's byte.")
+        stage.note("A and B had to drop the hole page before B's store went on: so A's next load saw it.")
     _clear(stage, "hole.bin")
 
 
@@ -123,9 +128,7 @@ def _frame(table: "dict[int, PageTableEntry]") -> int | None:
 def _play_truncate_question(stage: Stage, policy: str) -> None:
     """A and B map a block, B truncates: A gets BusError, and never sees the file that the block is given to."""
     a, b = stage.actors
-    stage.console.print(
-        "\n[bold]Question 2.[/] A and B map a block, B truncates, and another file gets\nthe block. What does A see?"
-    )
+    stage.question(2, "A and B map a block, B truncates, and another file gets the block.", "What does A see?")
     with stage.session.open("short.bin", "x+") as file:
         file.truncate(_PAGES * stage.page_size)
         stage.step(a, f"maps short.bin, {_PAGES} pages of hole", "map", "short.bin")
@@ -153,7 +156,7 @@ def _play_truncate_question(stage: Stage, policy: str) -> None:
         stage.judge.expect("bytes other than 0 in short.bin, as A has it mapped", b"", whole.replace(b"\0", b"")[:99])
         after = stage.page_tables("at the end", _PAGES)
         stage.judge.expect(f"page {_PAGE} in A at the end", _HOLE_TARGETS[policy], _targets(after[:1])[0])
-        stage.note("The block was freed when A and B had let go of it: A never saw what other.bin has there.")
+        stage.note("The block was free only when A and B had let go of it: A saw no byte of other.bin.")
     stage.session.unlink("other.bin")
     _clear(stage, "short.bin")
 
@@ -185,15 +188,15 @@ def _clear(stage: Stage, name: str) -> None:
 
 def _play_real_file(console: "Console", judge: Judge, size_bytes: int, timeout_s: float) -> None:
     """Put a real file; four processes map it, hash the memory, and agree with hashlib on the original."""
+    console.print()
     console.rule("[bold]A real file", align="left")
     with Stage(console, judge, "ABCD", size_bytes, "zero", None, timeout_s) as stage:
-        source = choose_real_file(size_bytes // 2)
+        source = choose_real_file(size_bytes // 8 * 7)
         put(stage.session, str(source), source.name)
         length_bytes = source.stat().st_size
         original = hashlib.sha256(source.read_bytes()).hexdigest()
-        console.print(
-            f"dax-mp put {source} ({format_size(length_bytes)}); then four processes map it and hash what they see:\n"
-        )
+        console.print(f"{source}, {format_size(length_bytes)}", soft_wrap=True)
+        console.print("is put on the device; four processes map it and hash what they have mapped.\n")
         table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
         for column in ("   process", "pages", "faults", "sha256"):
             table.add_column(column, justify="right" if column in ("pages", "faults") else "left")

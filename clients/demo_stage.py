@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from dax_mp.clients.page_table import PageTableEntry
 
 EVENTS: Final = {
-    "read_holes": "read of a hole",
-    "read_blocks": "read of a block",
-    "write_holes": "write to a hole",
-    "write_blocks": "write to a block",
+    "read_holes": "hole read",
+    "read_blocks": "block read",
+    "write_holes": "hole write",
+    "write_blocks": "block write",
     "bus_errors": "past the end",
     "unmaps": "unmap",
     "evictions": "eviction",
@@ -37,8 +37,8 @@ EVENTS: Final = {
 """The coordinator's counters that a step may change: faults by kind, and what the coordinator did."""
 
 _FAULTS: Final = ("read_holes", "read_blocks", "write_holes", "write_blocks", "bus_errors")
-_ACTION_COLUMNS: Final = 34
-_OUTCOME_COLUMNS: Final = 24
+_ACTION_COLUMNS: Final = 32
+_OUTCOME_COLUMNS: Final = 23
 
 
 class Judge:
@@ -120,15 +120,17 @@ class Stage:
         self.judge.expect(f"{actor.name} {action}, events", events, counted)
         return seen
 
+    def question(self, number: int, *lines: str) -> None:
+        """Print what is to be found out, and the head of the steps' columns."""
+        self.console.print(f"\n[bold]Question {number}.[/] " + "\n".join(lines))
+        self.console.print(f"[dim]{_columns('     step', 'sees', 'faults and unmaps', indent=5)}[/]")
+
     def note(self, text: str) -> None:
         """Print what the director has found out by itself."""
-        self._print_step(" ", text, "", "")
+        self.console.print(f"     {text}", soft_wrap=True)
 
     def _print_step(self, who: str, action: str, outcome: str, events: str) -> None:
-        line = f"{action:{_ACTION_COLUMNS}} {outcome:{_OUTCOME_COLUMNS}}".rstrip() if outcome or events else action
-        if events:
-            line = f"{line:{_ACTION_COLUMNS + _OUTCOME_COLUMNS + 1}} [dim]{events}[/]"
-        self.console.print(f"   [bold cyan]{who}[/] {line}", soft_wrap=True)
+        self.console.print(f"   [bold cyan]{who}[/] {_columns(action, outcome, events)}", soft_wrap=True)
 
     # --- page tables -----------------------------------------------------------------------------------------------
 
@@ -136,15 +138,19 @@ class Stage:
         """Print what the kernel has mapped in the first two actors; return it by page."""
         tables = [actor.tell("page_table") for actor in self.actors[:2]]
         by_page = [{entry.pgoff: entry for entry in _single_pages(table)} for table in tables]
-        view = Table(box=None, padding=(0, 3, 0, 0), header_style="dim")
-        view.add_column(f"     {when}", width=_ACTION_COLUMNS - 14)
+        view = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        view.add_column(f"     {when}", width=18)
         for actor in self.actors[:2]:
-            view.add_column(f"{actor.name} has mapped", min_width=22)
+            view.add_column(f"{actor.name} has mapped", width=27)
         for first, end in pairwise(_boundaries(tables, pages)):
             name = f"page {first}" if end == first + 1 else f"pages {first}-{end - 1}"
-            view.add_row(f"     {name}", *(_entry_text(table.get(first)) for table in by_page))
+            view.add_row(f"     {name}", *(_entry_text(table.get(first), end - first) for table in by_page))
         self.console.print(view)
         return by_page
+
+
+def _columns(action: str, outcome: str, events: str, indent: int = 0) -> str:
+    return f"{action:{_ACTION_COLUMNS + indent}} {outcome:{_OUTCOME_COLUMNS}} {events}".rstrip()
 
 
 def _outcome(value: object) -> str:
@@ -159,7 +165,7 @@ def _outcome(value: object) -> str:
 def _event_text(counted: dict[str, int]) -> str:
     faults = [EVENTS[name] for name in _FAULTS if name in counted]
     others = [f"{count} {EVENTS[name]}{'s' * (count > 1)}" for name, count in counted.items() if name not in _FAULTS]
-    return ", ".join([f"fault: {', '.join(faults)}"] * bool(faults) + others)
+    return ", ".join(faults + others)
 
 
 def _single_pages(table: "list[PageTableEntry]") -> "Iterator[PageTableEntry]":
@@ -178,11 +184,15 @@ def _boundaries(tables: "list[list[PageTableEntry]]", pages: int) -> list[int]:
     return sorted(edges)
 
 
-def _entry_text(entry: "PageTableEntry | None") -> str:
-    if entry is None:
+def _entry_text(first: "PageTableEntry | None", pages: int) -> str:
+    """What `pages` pages are mapped to, of which this is the first."""
+    if first is None:
         return "-"
-    name = {"pmem": f"PMem frame {entry.pfn}", "dram": f"page-cache frame {entry.pfn}", "zero": "zero page"}
-    return f"{name.get(entry.target, entry.target)}, {'read-write' if entry.writable else 'read-only'}"
+    frames = f"frame {first.pfn}" if pages == 1 else f"frames {first.pfn}-{first.pfn + pages - 1}"
+    name = {"pmem": f"PMem {frames}", "dram": f"page cache {frames}", "zero": "zero page"}.get(
+        first.target, first.target
+    )
+    return f"{name}, {'rw' if first.writable else 'ro'}"
 
 
 def short(digest: str) -> str:

@@ -54,10 +54,11 @@ class DaxFile(io.RawIOBase):
         self._lock = threading.RLock()  # a signal handler may use the file in the middle of a use
         self._position_bytes = 0
         self.name = name
+        self._channel = session.channel
         self._handle = Handle(session, name, _FLAGS[self._kind])
         if self._kind == "a":
             self._position_bytes = self._handle.size_bytes()
-        session.register(self)
+        session.channel.holdings.add_file(self, self._handle)
 
     # --- what it is ------------------------------------------------------------------------------------------------
 
@@ -213,19 +214,15 @@ class DaxFile(io.RawIOBase):
         where the file's mode does not allow the access; OSError ENOMEM without address space or VMAs left.
         """
         handle = self._open()
-        length, offset = operator.index(length), operator.index(offset)
-        return map_file(handle, self._readable, self._writable, length, offset, access, past_eof)
+        return map_file(handle, self._readable, self._writable, _offset(length), _offset(offset), access, past_eof)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Let go of the file. Its mappings stay. May be called again."""
-        handle = self._handle
-        self.forget()
-        if handle is not None:
-            channel = handle.session.channel
-            del handle
-            channel.settle()
+        if not self.closed:
+            self.forget()
+            self._channel.settle()
 
     def forget(self) -> None:
         """Close it here, and leave telling the coordinator to the next request, or to the session's end."""
@@ -243,9 +240,11 @@ class DaxFile(io.RawIOBase):
     # --- checks ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> Handle:
+        """Raises before any lock is taken: in a forked child, a thread that is not there may hold it for ever."""
         handle = self._handle
         if handle is None:
             raise ValueError("I/O operation on closed file")
+        self._channel.check()
         return handle
 
     def _open_for_writing(self) -> Handle:
@@ -311,4 +310,5 @@ def _writable_byte_view(buffer: "WriteableBuffer") -> memoryview:
             return view
     except BufferError:
         pass
-    raise TypeError(f"readinto() argument must be a contiguous read-write bytes-like object, not {type(buffer).__name__}")
+    kind = type(buffer).__name__
+    raise TypeError(f"readinto() argument must be a contiguous read-write bytes-like object, not {kind}")

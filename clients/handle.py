@@ -1,7 +1,7 @@
 """A handle: what Linux calls an open file description, and the requests that go by it.
 
-A file object and its mappings share one. The coordinator is told to close it when the last of them lets go of it: the
-object's own lifetime counts them. That may be in a destructor, so Close is deferred to the next request.
+A file object and its mappings share one. It is closed when the last of them lets go of it: the object's own lifetime
+counts them, and `holdings.py` tells the coordinator.
 """
 
 from typing import TYPE_CHECKING
@@ -18,17 +18,14 @@ if TYPE_CHECKING:
 class Handle:
     """An open file. All of it raises OSError with the file's name, and ValueError when the session is closed."""
 
-    __slots__ = ("ino", "name", "number", "session")
+    __slots__ = ("__weakref__", "ino", "name", "number", "session")
 
     def __init__(self, session: "Session", name: str, flags: OpenFlag) -> None:
         self.session = session
         self.name = name
         self.number: int
         self.number, self.ino, _ = session.channel.request(messages.Open, name, int(flags), filename=name)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            self.session.channel.defer(messages.Close, self.number)
+        session.channel.holdings.add_handle(self)
 
     def stat(self) -> FileStat:
         return FileStat.from_reply(self.session.channel.request(messages.Fstat, self.number, filename=self.name))

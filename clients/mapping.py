@@ -5,8 +5,8 @@ a file: the VMA at the coordinator, which keeps the file alive, and the handle o
 which may be closed before the mapping is (as the kernel's VMA keeps its struct file).
 
 The end of one, in order: the window drops its translations and gives its address space back; only then may the
-coordinator forget the VMA (Munmap), since from then on it no longer tells this process to unmap anything of it. Where
-the garbage collector ends it, the second step waits for the session's next request.
+coordinator forget the VMA (Munmap), since from then on it no longer tells this process to unmap anything of it. That
+order holds in the destructor too: see `holdings.py`.
 """
 
 import errno
@@ -39,19 +39,19 @@ class Mapping(mmu.Window):
         session = handle.session
         pgoff = offset_bytes // session.page_size
         super().__init__(session.pager, vma_id, pgoff, length_bytes, access == ACCESS_WRITE)
-        self._handle = handle
-        self._vma_id: int | None = vma_id
+        self._handle: Handle | None = handle
+        self._channel = handle.session.channel
         self.name = handle.name
         """The file's name when it was opened."""
         self.offset_bytes = offset_bytes
         self.access = access
-        session.register(self)
+        session.channel.holdings.add_mapping(self)
 
     def close(self) -> None:
         """Unmap. Raises BufferError while a buffer of it is out (a memoryview, an array). May be called again."""
         super().close()
-        if self._let_go():
-            self._handle.session.channel.settle()
+        self._handle = None
+        self._channel.settle()
 
     def size(self) -> int:
         """The file's size in bytes, which need not be the mapping's. Raises OSError, ValueError when closed."""
@@ -80,25 +80,11 @@ class Mapping(mmu.Window):
             return f"<dax_mp.Mapping of {self.name!r}, closed>"
         return f"<dax_mp.Mapping of {self.name!r}, offset {self.offset_bytes}, length {len(self)}>"
 
-    def __del__(self) -> None:
-        try:
-            super().close()
-        except BufferError:
-            return  # it goes in one cycle with a buffer of its own; the VMA goes with the session
-        self._let_go()
-
     def _open_handle(self) -> "Handle":
-        if self.closed:
+        handle = self._handle
+        if handle is None:
             raise ValueError("the mapping is closed")
-        return self._handle
-
-    def _let_go(self) -> bool:
-        """Leave the VMA's end to the next request, once. Precondition: the window is closed."""
-        vma_id, self._vma_id = self.__dict__.get("_vma_id"), None
-        if vma_id is None:
-            return False
-        self._handle.session.channel.defer(messages.Munmap, vma_id)
-        return True
+        return handle
 
 
 def map_file(
@@ -116,8 +102,6 @@ def map_file(
         raise ValueError("mmap invalid access parameter.")
     if access == mmap.ACCESS_COPY:
         raise os_error(errno.ENOTSUP, "mappings with ACCESS_COPY are not supported", handle.name)
-    if length + offset > OFFSET_BYTES_MAX:
-        raise OverflowError("memory mapped range ends past the largest file offset")
     size_bytes = handle.size_bytes()
     if length == 0:
         if size_bytes == 0:
@@ -127,14 +111,15 @@ def map_file(
         length = size_bytes - offset
     elif length + offset > size_bytes and not past_eof:
         raise ValueError("mmap length is greater than file size")
+    if length + offset > OFFSET_BYTES_MAX:
+        raise OverflowError("the mapping ends past the largest file offset")
     if not readable or (access == ACCESS_WRITE and not writable):
         raise os_error(errno.EACCES, filename=handle.name)
     page_size = handle.session.page_size
     if offset % page_size:
         raise os_error(errno.EINVAL, f"the offset must be a multiple of the page size, {page_size}", handle.name)
     vma_access = Access.READ | Access.WRITE if access == ACCESS_WRITE else Access.READ
-    channel = handle.session.channel
-    vma_id = channel.request(
+    vma_id = handle.session.channel.request(
         messages.Mmap,
         handle.number,
         offset // page_size,
@@ -145,5 +130,5 @@ def map_file(
     try:
         return Mapping(handle, vma_id, offset, length, access)
     except OSError:
-        channel.release(messages.Munmap, vma_id)
+        handle.session.channel.request(messages.Munmap, vma_id)
         raise

@@ -28,17 +28,15 @@ from types import TracebackType
 from typing import Final, Self
 
 import zmq
-from zmq.backend.cython import _zmq
 
 from dax_mp import messages, mmu
 from dax_mp.clients import attach
-from dax_mp.clients.channel import Channel, leave_behind
+from dax_mp.clients.channel import Channel
 from dax_mp.clients.file import DaxFile
-from dax_mp.clients.mapping import Mapping
 from dax_mp.clients.page_table import Backing, FileId
 from dax_mp.clients.signals import keep_fault_handler_first
 from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps
-from dax_mp.endpoint import pager_address
+from dax_mp.endpoint import pager_path
 from dax_mp.errors import os_error
 from dax_mp.limits import LIST_ENTRIES_MAX, NAME_BYTES_MAX
 
@@ -72,8 +70,6 @@ class Session:
         self._close_lock = threading.Lock()
         self._closed = True
         self._pid = os.getpid()
-        self._files: weakref.WeakSet[DaxFile] = weakref.WeakSet()
-        self._mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
         with ExitStack() as undo:
             self._attach(undo)
             self._undo = undo.pop_all()
@@ -103,18 +99,16 @@ class Session:
         """The regions' objects, as /proc/self/maps names them. For the library's own modules."""
         with ExitStack() as open_regions:
             self.pager = mmu.Pager(
-                libzmq=_zmq.__file__,
-                context=context.underlying,
-                endpoint=pager_address(self.endpoint),
+                path=pager_path(self.endpoint),
                 token=token,
                 version=messages.PROTOCOL_VERSION,
                 pmem_fd=self._open_region("pmem", open_regions),
                 dram_fd=self._open_region("dram", open_regions),
-                coordinator_pidfd=coordinator.pidfd,
                 timeout_ms=round(CONNECT_TIMEOUT_S * 1000),
             )
             """For the library's own modules."""
         undo.callback(self.pager.close)
+        self.channel.holdings.closed_vmas = self.pager.closed_vmas
         self.coordinator_pid = coordinator.pid
 
     def _open_region(self, kind: Backing, open_regions: ExitStack) -> int:
@@ -208,13 +202,6 @@ class Session:
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
-    def register(self, user: DaxFile | Mapping) -> None:
-        """Close it with the session. For the library's own modules."""
-        if isinstance(user, DaxFile):
-            self._files.add(user)
-        else:
-            self._mappings.add(user)
-
     def close(self) -> None:
         """Close every file and mapping, and end the session. May be called again.
 
@@ -226,9 +213,9 @@ class Session:
                 return
             self._closed = True
         atexit.unregister(self._at_exit)
-        for file in list(self._files):
+        for file in self.channel.holdings.files():
             file.forget()
-        for mapping in list(self._mappings):
+        for mapping in self.channel.holdings.mappings():
             try:
                 mapping.close()
             except BufferError:
@@ -252,7 +239,7 @@ class Session:
     def inherit(self) -> None:
         """This process is a fork's child, and the session its parent's."""
         self.channel.inherit()
-        leave_behind(self._undo, self.pager)
+        mmu.keep_forever(self._undo)  # with all that it would undo: the pager, the context
 
 
 def _new_token() -> bytes:
@@ -279,7 +266,8 @@ def _end_context(context: zmq.Context[zmq.Socket[bytes]], channel: Channel) -> N
     if channel.close(CLOSE_TIMEOUT_S):
         context.term()
     else:
-        leave_behind(context, channel)  # term() would wait for the socket that a thread still has
+        mmu.keep_forever(context)  # term() would wait for the socket that a thread still has
+        mmu.keep_forever(channel)
 
 
 def _close_at_exit(reference: "weakref.ref[Session]") -> None:

@@ -32,7 +32,7 @@ def keep_fault_handler_first() -> None:
     if not _wrapped:
         _wrapped = True
         faulthandler.enable = _around(faulthandler.enable)
-        faulthandler.disable = _around(faulthandler.disable)  # type: ignore[assignment]
+        faulthandler.disable = _around(faulthandler.disable)
     mmu.claim_signals()
 
 

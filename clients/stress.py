@@ -6,10 +6,14 @@ is over: a write that is still on its way would go over one of its successor's. 
 dropped the dead session (its mappings are gone from the rmap), and after that a read of each file has come back: reads
 wait behind writes and truncates, in the order in which they came.
 
+Now and then it fills the device with a file of its own, the ballast, and empties that again: workers then find no space
+(ENOSPC), and their blocks come from, and go to, a file whose words none of theirs may show.
+
 At the end the files are read once more, by everyone's rules, and the device is counted: each of its pages is free, in
 quarantine, or in exactly one file.
 """
 
+import errno
 import json
 import os
 import random
@@ -27,21 +31,25 @@ from dax_mp.clients.child import Child, ChildError
 from dax_mp.clients.launch import launch
 from dax_mp.clients.session import Session, connect
 from dax_mp.clients.status import DeviceStat
-from dax_mp.clients.stress_cells import WORD_BYTES, Geometry, cell_name
+from dax_mp.clients.stress_cells import WORD_BYTES, Geometry, Value
 from dax_mp.clients.stress_ledger import Ledger, Reader, Violation
 from dax_mp.clients.stress_worker import EXPECTED_ERRORS, OPERATIONS, RECORD_FIELDS, describe
 from dax_mp.sizes import format_size
 
 FILES: Final = 4
-FILE_PAGES: Final = 96
-DEVICE_PAGES: Final = FILES * FILE_PAGES * 5 // 8
-"""Fewer than the files can have, so that the device is full now and then."""
+FILE_PAGES: Final = 192
+DEVICE_PAGES: Final = FILES * FILE_PAGES
+BALLAST_PAGES_MAX: Final = 4 * DEVICE_PAGES
+"""A device that has more free than this is not filled up."""
 PAGE_CACHE_PAGES: Final = 64
 
 START_TIMEOUT_S: Final = 60.0
 GRACE_S: Final = 30.0
 """How long one operation may take, the noise of a busy machine included."""
 KILL_INTERVAL_S: Final = (0.5, 2.0)
+BALLAST_INTERVAL_S: Final = (0.2, 0.8)
+BALLAST_WORD: Final = Value(FILES, 0, 1).pack()
+"""A word of a file that is none of the workers'."""
 _TICK_S: Final = 0.1
 _COUNTERS: Final = ("faults", "unmaps", "evictions", "reclaims")
 
@@ -73,6 +81,7 @@ class Stress:
         page_size = os.sysconf("SC_PAGESIZE")
         self._geometry = Geometry(page_size, FILES, FILE_PAGES, processes)
         self._names = [f"{self._prefix}{file}" for file in range(FILES)]
+        self._ballast_name = f"{self._prefix}ballast"
         self._ledger = Ledger.create(self._geometry)
         self._workers: dict[int, Child] = {}
         """Those that run, by number."""
@@ -87,10 +96,11 @@ class Stress:
     def run(self) -> dict[str, Any]:
         """Returns what was done. Raises Failure."""
         with ExitStack() as stack:
+            stack.callback(self._ledger.close)
             session = stack.enter_context(connect(self._endpoint))
-            for name in self._names:
+            for name in [*self._names, self._ballast_name]:
                 session.open(name, "x+").close()
-                stack.callback(session.unlink, name)
+                stack.callback(_unlink, session, name)
             stack.callback(self._end_workers)
             before = session.statfs()
             for number in range(self._geometry.processes):
@@ -128,7 +138,7 @@ class Stress:
 
     def _watch(self, session: Session) -> None:
         """Until every worker has said that it is done."""
-        next_kill_s = self._next_kill_s()
+        next_kill_s, next_ballast_s = self._soon(KILL_INTERVAL_S), self._soon(BALLAST_INTERVAL_S)
         while self._workers or self._dead:
             numbers = {child.connection: number for number, child in self._workers.items()}
             for connection in wait(list(numbers), _TICK_S):
@@ -142,7 +152,29 @@ class Stress:
             self._replace_the_dead(session)
             if self._kill and time.monotonic() >= next_kill_s and not self._time_is_up():
                 self._kill_one()
-                next_kill_s = self._next_kill_s()
+                next_kill_s = self._soon(KILL_INTERVAL_S)
+            if time.monotonic() >= next_ballast_s:
+                self._shift_ballast(session)
+                next_ballast_s = self._soon(BALLAST_INTERVAL_S)
+
+    def _soon(self, interval_s: tuple[float, float]) -> float:
+        return time.monotonic() + self._random.uniform(*interval_s)
+
+    def _shift_ballast(self, session: Session) -> None:
+        """Fill the device, or, where the ballast is in, throw it out."""
+        with session.open(self._ballast_name, "r+") as file:
+            if file.size:
+                file.truncate(0)
+                return
+            free_pages = session.statfs().pages_free
+            if free_pages > BALLAST_PAGES_MAX:
+                return
+            words = BALLAST_WORD.to_bytes(WORD_BYTES, sys.byteorder) * (self._geometry.page_size // WORD_BYTES)
+            try:
+                file.write(words * free_pages)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
 
     def _hear(self, number: int, message: tuple[Any, ...]) -> None:
         kind, *details = message
@@ -164,8 +196,7 @@ class Stress:
             pass  # it had not
 
     def _failure_of(self, number: int, evidence: dict[str, Any]) -> Failure:
-        what = f"{evidence['where']}: expected {evidence['expected']}; saw {evidence['seen']}"
-        return Failure(what, worker=number, operation=self._at(number), **evidence)
+        return Failure(str(Violation(evidence)), worker=number, operation=self._at(number), **evidence)
 
     def _at(self, number: int) -> str:
         return describe(self._ledger.records[number])
@@ -183,9 +214,6 @@ class Stress:
                 raise Failure(f"{child.name} (pid {child.pid}) does not end; it was at: {self._at(number)}")
 
     # --- SIGKILL ---------------------------------------------------------------------------------------------------
-
-    def _next_kill_s(self) -> float:
-        return time.monotonic() + self._random.uniform(*KILL_INTERVAL_S)
 
     def _kill_one(self) -> None:
         candidates = sorted(set(self._workers) - self._starting)
@@ -233,8 +261,7 @@ class Stress:
                 try:
                     reader.judge(before, int.from_bytes(word, sys.byteorder) if len(word) == WORD_BYTES else None)
                 except Violation as violation:
-                    where = cell_name(number, before.cell)
-                    raise Failure(f"at the end, {where}: {violation}", **violation.evidence) from None
+                    raise Failure(f"at the end, {violation}", **violation.evidence) from None
 
     def _count_the_device(self, session: Session) -> None:
         """Precondition: no other session, which could have a file without a name, is there."""
@@ -277,6 +304,13 @@ class Stress:
         }
 
 
+def _unlink(session: Session, name: str) -> None:
+    try:
+        session.unlink(name)
+    except ConnectionError:
+        pass  # the coordinator has ended, and the file with it
+
+
 def run_stress(
     processes: int,
     seconds: float,
@@ -305,6 +339,8 @@ def run_stress(
             result: dict[str, Any] = {"verdict": "coherent", **Stress(endpoint, processes, seconds, seed, kill).run()}
         except Failure as failure:
             result = {"verdict": "failed", **failure.evidence}
+        except OSError as error:
+            result = {"verdict": "failed", "what": str(error)}
     if json_output:
         print(json.dumps({**head, **result}, indent=2))
     else:

@@ -74,7 +74,7 @@ class Violation(Exception):
     """Memory was not coherent. `evidence` has what is needed to look into it."""
 
     def __init__(self, evidence: dict[str, Any]) -> None:
-        super().__init__(f"{evidence['where']}: expected {evidence['expected']}, saw {evidence['seen']}")
+        super().__init__(f"{evidence['where']}: expected {evidence['expected']}; saw {evidence['seen']}")
         self.evidence = evidence
 
 
@@ -186,6 +186,10 @@ class Ledger:
                 _count_up(generations, 0, geometry.cells)
             _count_up(notes.outside_at, 0, geometry.cells)
         return ledger
+
+    def close(self) -> None:
+        """Let go of the memory file; what this process has mapped of it stays until the ledger goes."""
+        os.close(self.fd)
 
     @contextmanager
     def locked(self, file: int, kind: int = fcntl.LOCK_EX) -> "Iterator[FileNotes]":

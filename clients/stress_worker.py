@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from dax_mp.clients.file import DaxFile
 
 OPERATIONS: Final = {
-    "load": 40,
-    "store": 25,
-    "read": 6,
-    "write": 8,
-    "load_body": 4,
+    "load": 80,
+    "store": 50,
+    "read": 12,
+    "write": 16,
+    "load_body": 8,
     "punch": 4,
-    "truncate": 2,
+    "truncate": 1,
     "grow": 4,
-    "map": 3,
-    "unmap": 3,
+    "map": 6,
+    "unmap": 6,
     "flush": 1,
 }
 """What a worker does, and how often in relation to the others."""
@@ -45,7 +45,7 @@ EXPECTED_ERRORS: Final = ("past_eof", "no_space")
 """What may come of an operation besides success: BusError EFAULT or a short read, and ENOSPC."""
 
 RECORD_FIELDS: Final = ("operation", "file", "cell", "since_ns", *OPERATIONS, *EXPECTED_ERRORS)
-"""What the words of a worker's record are; `operation` counts from 1 in OPERATIONS, and is 0 between two."""
+"""What the words of a worker's record are. `operation`, the last one that it has begun, counts from 1 in OPERATIONS."""
 
 _NAMES: Final = tuple(OPERATIONS)
 _WEIGHTS: Final = tuple(OPERATIONS.values())
@@ -59,7 +59,7 @@ _OPERATIONS_PER_LOOK_AT_PARENT: Final = 64
 def describe(record: Sequence[int]) -> str:
     """What a worker was at when its record was like this."""
     if not record[0]:
-        return "between two operations"
+        return "nothing yet"
     ago_s = (time.monotonic_ns() - record[3]) / 1e9
     return f"{_NAMES[record[0] - 1]} of {cell_name(record[1], record[2])}, begun {ago_s:.1f} s ago"
 
@@ -127,7 +127,6 @@ class Worker:
             self._record[1], self._record[2], self._record[3] = file, cell, now_ns
             self._record[0] = number + 1
             operations[number](file, cell)
-            self._record[0] = 0
             self._count(_NAMES[number])
 
     def _choose(self) -> tuple[int, int]:
@@ -166,12 +165,12 @@ class Worker:
             raise
 
     def _load_body(self, file: int, cell: int) -> None:
-        """Any other word of the page: only write(2) has stored there, with the counter of the page's first cell."""
+        """Any word of the page but the last: write(2) stores there with the counter of the page's first cell."""
         cell -= cell % 2
         mapped, index = self._mapping_with(file, cell, ACCESS_READ)
-        words_of_page = min(self._geometry.page_size // WORD_BYTES, len(mapped.words) - index)
+        words = min(self._geometry.page_size // WORD_BYTES - 1, len(mapped.words) - index)
         (before,) = self._ledger.before_load(file, [cell], by_read=False)
-        self._reader.judge_body(before, self._load_word(mapped, index + self._random.randrange(words_of_page - 1)))
+        self._reader.judge_body(before, self._load_word(mapped, index + self._random.randrange(words)))
 
     def _load_word(self, mapped: MappedWords, index: int) -> int | None:
         """By the raw buffer or by a slice, which raise BusError in different ways; None for past the end."""
@@ -259,14 +258,21 @@ class Worker:
     # --- truncate and punch ----------------------------------------------------------------------------------------
 
     def _change(self, file: int, change: Change, operation: Callable[[], object]) -> None:
+        """Do it, and look at the cells next to the edges of what it has destroyed."""
         begun = self._ledger.begin_change(self._number, file, change)
         operation()
         self._ledger.end_change(self._number, file, begun, True)
+        for cell in {change.destroy_first - 1, change.destroy_first, change.destroy_end - 1, change.destroy_end}:
+            if 0 <= cell < self._geometry.cells:
+                self._load(file, cell)
 
     def _set_size(self, file: int, size_bytes: int) -> None:
         self._change(file, self._geometry.truncate(size_bytes), lambda: self._files[file].truncate(size_bytes))
 
     def _truncate(self, file: int, cell: int) -> None:
+        """Most often somewhere near the end, so that there is something left to work on."""
+        if self._random.random() < 0.7:
+            cell = self._random.randrange(self._geometry.cells // 2, self._geometry.cells)
         in_page_bytes = self._in_page_bytes() if self._random.random() < 0.5 else 0
         self._set_size(file, cell // 2 * self._geometry.page_size + in_page_bytes)
 

@@ -9,10 +9,9 @@ A peer's mistake ends here: it is answered, or evicts the peer's session, and ne
 
 import errno
 import math
+import select
 import time
 from typing import Final, get_args
-
-import zmq
 
 from dax_mp.coordinator import Coordinator
 from dax_mp.daemons.liveness import SessionProcesses
@@ -75,22 +74,22 @@ class Loop:
         self._control = control
         self._processes = processes
         self._clock = Clock(ack_timeout_s / DEADLINE_STEPS)
-        self._poller = zmq.Poller()
-        for source in (pager.socket, control.socket, processes.fileno()):
-            self._poller.register(source, zmq.POLLIN)
+        self._poll = select.poll()
+        for descriptor in (pager.fileno, control.fileno, processes.fileno()):
+            self._poll.register(descriptor, select.POLLIN)
 
     def run(self) -> None:
         while not self._processes.stop_requested:
-            ready = self._poller.poll(self._timeout_ms())
+            more = self._pager.may_have_more() or self._control.may_have_more()
+            ready = [descriptor for descriptor, _ in self._poll.poll(0 if more else self._timeout_ms())]
             self._coordinator.tick(self._clock.advance())
             self._carry_out_effects()
-            for source, _ in ready:  # in the order of registration: pager traffic first
-                if source is self._pager.socket:
-                    self._serve_pager()
-                elif source is self._control.socket:
-                    self._serve_control()
-                else:
-                    self._serve_deaths()
+            if more or self._pager.fileno in ready:
+                self._serve_pager()
+            if more or self._control.fileno in ready:
+                self._serve_control()
+            if self._processes.fileno() in ready:
+                self._serve_deaths()
 
     def _timeout_ms(self) -> int | None:
         deadline_s = self._coordinator.next_deadline_s()
@@ -102,6 +101,8 @@ class Loop:
     def _serve_pager(self) -> None:
         coordinator, pager = self._coordinator, self._pager
         for _ in range(PAGER_BATCH_MESSAGES):
+            if not pager.readable():
+                return
             token, data = pager.receive()
             if not coordinator.has_session(token):
                 self._count_protocol_error()  # nobody, or a session that has ended: there is no one to tell
@@ -115,11 +116,11 @@ class Loop:
                 else:
                     coordinator.receive_pager(token, message)
                 self._carry_out_effects()
-            if not pager.readable():
-                return
 
     def _serve_control(self) -> None:
         for _ in range(CONTROL_BATCH_MESSAGES):
+            if not self._control.readable():
+                return
             peer, data = self._control.receive()
             try:
                 message = decode(data)
@@ -130,8 +131,6 @@ class Loop:
             else:
                 self._receive_request(peer, message)
                 self._carry_out_effects()
-            if not self._control.readable():
-                return
 
     def _receive_request(self, peer: bytes, request: ControlRequest) -> None:
         token = peer[:TOKEN_BYTES]

@@ -22,39 +22,38 @@ CLAIM_ATTEMPTS_MAX = 100
 class RuntimeDirectory:
     """A directory that this process has claimed. `claim` makes one."""
 
-    def __init__(self, path: str, lock_fd: int, made_directory: bool) -> None:
+    def __init__(self, path: str, lock_fd: int) -> None:
         self.path = path
         self._lock_fd = lock_fd
-        self._made_directory = made_directory
 
     @classmethod
     def claim(cls, endpoint: str, *, create: bool = True) -> "RuntimeDirectory":
         """Take the directory, and remove what a dead coordinator left in it.
 
-        create: make the directory, mode 0700, where it is not there. Raises OSError: EADDRINUSE where a coordinator
-        serves there, EPERM where the directory is not its user's alone, ENAMETOOLONG, ENOENT.
+        create: make the directory where it is not there. Raises OSError: EADDRINUSE where a coordinator serves there,
+        EPERM where the directory is not its user's alone, ENAMETOOLONG, ENOENT.
         """
         path = os.path.abspath(endpoint)
         check_endpoint(path)
-        made_directory = False
         for _ in range(CLAIM_ATTEMPTS_MAX):
-            made_directory = (create and _make_directory(path)) or made_directory
+            if create:
+                _make_directory(path)
             try:
                 _check_directory(path)
-                lock_fd = _lock(path, create)
+                lock_fd = _lock(path)
             except FileNotFoundError:
                 if not create:
                     raise
                 continue
             if lock_fd is not None:
-                directory = cls(path, lock_fd, made_directory)
+                directory = cls(path, lock_fd)
                 directory._remove_leftovers()
                 return directory
         raise os_error(errno.EBUSY, "coordinators come and go too fast at this endpoint", path)
 
     def record(self, region_names: list[str]) -> None:
         """Write down what is about to be made."""
-        data = Record(os.getpid(), tuple(region_names), self._made_directory).encode()
+        data = Record(os.getpid(), tuple(region_names)).encode()
         os.pwrite(self._lock_fd, data, 0)
         os.ftruncate(self._lock_fd, len(data))
 
@@ -64,11 +63,12 @@ class RuntimeDirectory:
     def remove(self) -> None:
         """Remove the sockets, the session files, the lock file, and the directory if a coordinator made it."""
         _remove_files(self.path)
-        os.unlink(lock_path(self.path))
-        if self._made_directory:
+        made_by_a_coordinator = os.stat(self.path).st_mode & stat.S_ISVTX
+        os.unlink(lock_path(self.path))  # from now on another one may claim the directory, and leave it again
+        if made_by_a_coordinator:
             try:
                 os.rmdir(self.path)
-            except OSError as error:  # someone else's file is in it, or another coordinator has come
+            except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                     raise
         os.close(self._lock_fd)
@@ -77,21 +77,23 @@ class RuntimeDirectory:
         """Precondition: the lock is held, so whoever made these is dead."""
         record = Record.decode(os.pread(self._lock_fd, 1 << 16, 0))
         if record is not None:
-            self._made_directory = self._made_directory or record.made_directory
             for name in record.region_names:
                 unlink_region(name)
         _remove_files(self.path)
 
 
-def _make_directory(path: str) -> bool:
-    """True where it was made, False where something is there."""
+def _make_directory(path: str) -> None:
+    """Make the directory where nothing of that name is there.
+
+    It gets the sticky bit: the mark, from its first moment on, of a directory that a coordinator may remove again. (In
+    XDG_RUNTIME_DIR it also keeps it from being cleaned up for its age.)
+    """
     try:
-        os.mkdir(path, 0o700)
+        os.mkdir(path, stat.S_ISVTX | 0o700)
     except FileExistsError:
-        return False
+        pass
     except FileNotFoundError:
         raise os_error(errno.ENOENT, "the endpoint's parent directory is not there", os.path.dirname(path)) from None
-    return True
 
 
 def _check_directory(path: str) -> None:
@@ -112,14 +114,13 @@ def _check_directory(path: str) -> None:
         raise os_error(errno.EPERM, f"the endpoint's mode is {mode:04o}, open to other users; chmod it to 0700", path)
 
 
-def _lock(path: str, create: bool) -> int | None:
+def _lock(path: str) -> int | None:
     """The lock file's descriptor, locked; None where another coordinator let go of it, or removed it, meanwhile.
 
     The descriptor is the only one that this process ever has of the file: to close any other would drop the lock.
     """
     lock = lock_path(path)
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-    fd = os.open(lock, flags, 0o600)
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         ours, named = os.fstat(fd), os.stat(lock)

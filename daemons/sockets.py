@@ -23,6 +23,7 @@ class Router:
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", address: str, queue_messages: int) -> None:
         self.socket = context.socket(zmq.ROUTER)
+        self._passed_over = True
         self.socket.linger = 0
         self.socket.router_mandatory = 1
         self.socket.maxmsgsize = MESSAGE_BYTES_MAX
@@ -35,10 +36,17 @@ class Router:
             raise OSError(error.errno, f"cannot bind {address}: {error.strerror}") from error
         finally:
             os.umask(mask)
+        self.fileno = int(self.socket.fd)
+        """Becomes readable when something new has come since `readable` was last false."""
 
     def readable(self) -> bool:
         """Is there a message?"""
-        return bool(self.socket.get(_EVENTS) & _POLLIN)  # type: ignore[operator]
+        self._passed_over = bool(self.socket.get(_EVENTS) & _POLLIN)  # type: ignore[operator]
+        return self._passed_over
+
+    def may_have_more(self) -> bool:
+        """Is there a message that `fileno` does not tell of, because the last look at the socket came before it?"""
+        return self._passed_over and self.readable()
 
     def receive(self) -> tuple[bytes, bytes]:
         """The next message: its sender's identity and its one frame; no bytes where it has any other number of frames.
@@ -55,6 +63,7 @@ class Router:
 
     def send(self, peer: bytes, data: bytes) -> bool:
         """False where the peer is gone, or has not read for so long that its queue is full."""
+        self._passed_over = True  # libzmq looks at what has come when it sends
         try:
             self.socket.send(peer, _NOBLOCK_MORE)
         except zmq.Again:

@@ -66,6 +66,7 @@ class Vma:
 
     __slots__ = (
         "access",
+        "end_pgoff",
         "inode",
         "length_pages",
         "page_table",
@@ -74,6 +75,7 @@ class Vma:
         "sequence_pgoff",
         "session",
         "vma_id",
+        "writable",
     )
 
     def __init__(
@@ -84,14 +86,13 @@ class Vma:
         self.inode = inode
         self.pgoff = pgoff
         self.length_pages = length_pages
+        self.end_pgoff = pgoff + length_pages
         self.access = access
+        self.writable = Access.WRITE in access
         self.page_table = PageTable()
         self.sequence_pgoff = -1
         self.sequence_pages = 1
 
-    @property
-    def end_pgoff(self) -> int:
-        return self.pgoff + self.length_pages
 
 
 class AddressSpace:

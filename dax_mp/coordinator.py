@@ -26,7 +26,6 @@ from dax_mp.file_system import FileSystem
 from dax_mp.limits import FAULTS_PER_SESSION_MAX
 from dax_mp.messages import (
     PROTOCOL_VERSION,
-    Access,
     Bye,
     ControlRequest,
     Dropped,
@@ -158,7 +157,7 @@ class Coordinator:
             "files": len(self.fs.names),
             "sessions": len(self.sessions),
             "vmas": sum(len(session.vmas) for session in self.sessions.values()),
-            "counters": self.fs.counters,
+            "counters": self.fs.counters.copy(),
         }
 
     # --- pager -----------------------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ class Coordinator:
             return  # unmapped since: the pager, which has dropped the window, is not waiting
         if not vma.pgoff <= fault.pgoff < vma.end_pgoff:
             raise ProtocolError(f"a fault at page {fault.pgoff}, outside VMA {fault.vma_id}")
-        if fault.write and Access.WRITE not in vma.access:
+        if fault.write and not vma.writable:
             raise ProtocolError(f"a write fault in the read-only VMA {fault.vma_id}")
         self.fs.scheduler.start(handle_fault(self.fs, vma, fault))
 

@@ -101,8 +101,6 @@ class Record(NamedTuple):
 
     pid: int
     region_names: tuple[str, ...]
-    made_directory: bool
-    """The directory was made by a coordinator, so a coordinator may remove it."""
     version: int = PROTOCOL_VERSION
 
     def encode(self) -> bytes:
@@ -117,7 +115,7 @@ class Record(NamedTuple):
         try:
             fields = json.loads(data)
             names = [name for name in fields["region_names"] if _REGION_NAME.fullmatch(name)]
-            return cls(int(fields["pid"]), tuple(names), fields["made_directory"] is True, int(fields["version"]))
+            return cls(int(fields["pid"]), tuple(names), int(fields["version"]))
         except (ValueError, KeyError, TypeError):
             return None
 

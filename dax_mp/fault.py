@@ -69,11 +69,16 @@ def _load_hole(fs: FileSystem, inode: Inode, pgoff: int) -> Steps[None]:
     """Have something to map at this page of a hole; the page cache may have to give up another page for it."""
     fs.counters["read_holes"] += 1
     holes = fs.device.holes
-    while not holes.ready(inode, pgoff):
+    while not holes.prepare(inode, pgoff):
         if victim := holes.victim():
             yield from reclaim(fs, *victim)
+        elif fs.unmapper.outstanding:
+            # The pages of the cache are locked by operations that wait for acknowledgements, and may then free a frame.
+            yield fs.unmapper.next_answer()
         else:
-            holes.prepare(inode, pgoff)
+            raise os_error(
+                errno.ENOMEM, "every frame of the page cache is in use; serve with a larger --page-cache-size"
+            )
 
 
 def reclaim(fs: FileSystem, inode: Inode, pgoff: int) -> Steps[None]:
@@ -93,24 +98,28 @@ def reclaim(fs: FileSystem, inode: Inode, pgoff: int) -> Steps[None]:
 
 
 def _write_hole(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
-    """Fill the hole at the fault with a zeroed block, and have every other VMA drop the hole page (I4)."""
+    """Fill the hole at the fault with a zeroed block, once every VMA has dropped the hole page (I4).
+
+    The faulting VMA too: when the entry lock is released others may store to the block, and another thread here, which
+    has not seen the Map yet, would go on reading the hole page.
+    """
     fs.counters["write_holes"] += 1
     inode = vma.inode
-    mine = _allocate(fs, vma, fault.pgoff)
+    mine, pfn = _allocate(fs, vma, fault.pgoff)
     try:
-        holders = yield from fs.unmapper.unmap_mapping_range(inode, [mine], spare=vma)
-        # All have dropped the hole page but this VMA, whose translation the Map replaces: only now may it be written.
+        holders = yield from fs.unmapper.unmap_mapping_range(inode, [mine])
+        # All have dropped the hole page: only now may the block be written.
         fs.device.holes.discard(inode, mine, holders)
-        _answer(fs, vma, fault, list(_present(fs, vma, mine, fault.write)))
+        _answer(fs, vma, fault, [(mine.start, mine.end, pack_pte(_PMEM, pfn, int(vma.access)))])
     finally:
         for pgoff in range(fault.pgoff + 1, mine.end):
             inode.entry_locks.release(pgoff)
 
 
-def _allocate(fs: FileSystem, vma: Vma, pgoff: int) -> PageRange:
+def _allocate(fs: FileSystem, vma: Vma, pgoff: int) -> tuple[PageRange, int]:
     """Give the file zeroed blocks at `pgoff`, and after it as far as the allocation window goes.
 
-    Returns the pages that now have blocks; their entry locks are held. Raises OSError ENOSPC.
+    Returns the pages, which are one extent, and its first frame. Their entry locks are held. Raises OSError ENOSPC.
     """
     inode = vma.inode
     end = _allocation_end(fs, vma, pgoff)
@@ -126,7 +135,7 @@ def _allocate(fs: FileSystem, vma: Vma, pgoff: int) -> PageRange:
         assert locked, f"page {ahead} was locked while nothing waited"
     inode.block_map.set(pgoff, end, extent.pfn)
     vma.sequence_pgoff, vma.sequence_pages = end, end - pgoff
-    return PageRange(pgoff, end)
+    return PageRange(pgoff, end), extent.pfn
 
 
 def _allocation_end(fs: FileSystem, vma: Vma, pgoff: int) -> int:

@@ -9,18 +9,15 @@ that page of the file. It is kicked out when the page is written to, and reclaim
 Either way the mappers are found through i_mmap, and have all dropped the page before a write to it goes on (I4).
 """
 
-import errno
 from collections.abc import Iterator
 from typing import Protocol
 
 from dax_mp.address_space import pack_pte
-from dax_mp.errors import os_error
 from dax_mp.frames import FrameAllocator
 from dax_mp.inode import Inode
 from dax_mp.memory import Memory
 from dax_mp.messages import Access, Target
 from dax_mp.ranges import Extent, PageRange
-
 
 _DRAM = int(Target.DRAM)
 _READ = int(Access.READ)
@@ -29,14 +26,14 @@ _READ = int(Access.READ)
 class HolePolicy(Protocol):
     """How holes are read through a mapping."""
 
-    def ready(self, inode: Inode, pgoff: int) -> bool:
-        """Is there something to map at this page of a hole?"""
+    def prepare(self, inode: Inode, pgoff: int) -> bool:
+        """Have something to map at this page of a hole; its entry lock is held. False where no frame is free for it.
+
+        Raises OSError ENOSPC where a sparse region's backing is full.
+        """
 
     def victim(self) -> tuple[Inode, int] | None:
-        """The page that has to be reclaimed before `prepare` can succeed; None where none has to, or none can."""
-
-    def prepare(self, inode: Inode, pgoff: int) -> None:
-        """Make `ready` true, under the page's entry lock. Raises OSError ENOMEM where there is no frame."""
+        """The page to reclaim so that a frame becomes free; None where all are locked."""
 
     def mapped_pieces(self, inode: Inode, hole: PageRange) -> Iterator[tuple[int, int, int]]:
         """What can be mapped in this range of a hole as it is: (start, end, packed Pte) each."""
@@ -53,14 +50,11 @@ class ZeroPage:
 
     _PTE = pack_pte(Target.ZERO, 0, Access.READ)
 
-    def ready(self, inode: Inode, pgoff: int) -> bool:
+    def prepare(self, inode: Inode, pgoff: int) -> bool:
         return True
 
     def victim(self) -> tuple[Inode, int] | None:
-        return None
-
-    def prepare(self, inode: Inode, pgoff: int) -> None:
-        raise AssertionError("the zero page is always ready")
+        raise AssertionError("the zero page needs no frame")
 
     def mapped_pieces(self, inode: Inode, hole: PageRange) -> Iterator[tuple[int, int, int]]:
         yield hole.start, hole.end, self._PTE
@@ -85,26 +79,26 @@ class PageCache:
         self._oldest_first: dict[tuple[int, int], Inode] = {}
         """(ino, pgoff) of every page in the cache, in the order in which they came."""
 
-    def ready(self, inode: Inode, pgoff: int) -> bool:
-        return pgoff in inode.mapping.i_pages
+    def prepare(self, inode: Inode, pgoff: int) -> bool:
+        if pgoff in inode.mapping.i_pages:
+            return True
+        if not self.frames.free_pages:
+            return False
+        (extent,) = self.frames.allocate(1, self.frames.first_pfn)
+        try:
+            self._memory.zero(extent.pfn * self._page_size, self._page_size)
+        except OSError:
+            self.frames.release([extent], set())
+            raise
+        inode.mapping.i_pages[pgoff] = extent.pfn
+        self._oldest_first[inode.ino, pgoff] = inode
+        return True
 
     def victim(self) -> tuple[Inode, int] | None:
-        if self.frames.free_pages:
-            return None
         for (_, pgoff), inode in self._oldest_first.items():
             if not inode.entry_locks.held(pgoff):
                 return inode, pgoff
         return None
-
-    def prepare(self, inode: Inode, pgoff: int) -> None:
-        if not self.frames.free_pages:
-            raise os_error(
-                errno.ENOMEM, "every frame of the page cache is in use; serve with a larger --page-cache-size"
-            )
-        (extent,) = self.frames.allocate(1, self.frames.first_pfn)
-        self._memory.zero(extent.pfn * self._page_size, self._page_size)
-        inode.mapping.i_pages[pgoff] = extent.pfn
-        self._oldest_first[inode.ino, pgoff] = inode
 
     def mapped_pieces(self, inode: Inode, hole: PageRange) -> Iterator[tuple[int, int, int]]:
         pages = inode.mapping.i_pages

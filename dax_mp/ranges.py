@@ -70,7 +70,7 @@ class RangeMap(Generic[V]):
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
         """The parts of the pieces that lie in [start, end), in order."""
-        index = bisect_right(self._ends, start)
+        index = bisect_right(self._ends, start) if start < end else len(self._starts)
         while index < len(self._starts) and self._starts[index] < end:
             piece_start = self._starts[index]
             low = max(piece_start, start)
@@ -100,7 +100,7 @@ class RangeMap(Generic[V]):
         """From the first to the last point of [start, end) that has a value; None where none has."""
         first = bisect_right(self._ends, start)
         last = bisect_left(self._starts, end) - 1
-        if first > last:
+        if first > last or start >= end:
             return None
         return PageRange(max(self._starts[first], start), min(self._ends[last], end))
 
@@ -112,9 +112,15 @@ class RangeMap(Generic[V]):
         """Take [start, end) out. Returns the parts that were there, in order."""
         first = bisect_right(self._ends, start)
         last = bisect_left(self._starts, end, first)
-        if first == last:
+        if first == last or start >= end:
             return []
-        removed = list(self.pieces(start, end))
+        removed = []
+        for index in range(first, last):
+            piece_start, value = self._starts[index], self._values[index]
+            if piece_start < start:
+                removed.append((start, min(self._ends[index], end), self.advance(value, start - piece_start)))
+            else:
+                removed.append((piece_start, min(self._ends[index], end), value))
         starts, ends, values = [], [], []
         if self._starts[first] < start:
             starts.append(self._starts[first])

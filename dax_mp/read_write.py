@@ -54,12 +54,14 @@ def _write(fs: FileSystem, inode: Inode, start_bytes: int, data: bytes) -> Steps
     pages = inode.pages_of(start_bytes, end_bytes)
     locked: list[int] = []
     try:
-        for hole in list(inode.block_map.gaps(*pages)):
-            for pgoff in range(*hole):
-                if granted := inode.entry_locks.acquire(pgoff):
-                    yield granted
-                locked.append(pgoff)
-        # Faults may have filled some of the holes while this waited; from here on none can.
+        for pgoff in range(*pages):
+            if inode.block_map.get(pgoff) is not None and not inode.entry_locks.held(pgoff):
+                continue  # and so it stays
+            if granted := inode.entry_locks.acquire(pgoff):
+                yield granted
+            locked.append(pgoff)
+        # Faults may have filled some of the holes while this waited; from here on none can. Those have ended, so that
+        # nobody still has a hole page mapped where there is a block.
         holes = list(inode.block_map.gaps(*pages))
         if holes:
             _allocate(fs, inode, holes)
@@ -86,8 +88,9 @@ def _allocate(fs: FileSystem, inode: Inode, holes: list[PageRange]) -> None:
             pgoff, goal_pfn = hole.start, inode.goal_pfn(hole.start)
             for extent in frames.allocate(hole.length_pages, goal_pfn):
                 allocated.append((pgoff, extent))
-                fs.device.zero_extent(extent)
                 pgoff += extent.length_pages
+        for _, extent in allocated:
+            fs.device.zero_extent(extent)
     except OSError:  # a sparse region's backing is full: no page of the file may change
         fs.device.release([extent for _, extent in allocated], set())
         raise

@@ -74,27 +74,24 @@ class Unmapper:
         self.now_s = 0.0
         self.outstanding: dict[int, UnmapRequest] = {}
         """By id, oldest first."""
+        self._wait_for_next: list[Completion] = []
 
-    def unmap_mapping_range(
-        self, inode: Inode, page_ranges: list[PageRange], spare: Vma | None = None
-    ) -> Steps[set[bytes]]:
-        """Unmap the pages in every VMA but `spare`, and wait.
+    def unmap_mapping_range(self, inode: Inode, page_ranges: list[PageRange]) -> Steps[set[bytes]]:
+        """Unmap the pages in every VMA, and wait.
 
-        page_ranges: usually one; several, for a write over several holes, go out as one broadcast. spare: the VMA whose fault is being served; the Map that answers it replaces the old translation atomically.
+        page_ranges: usually one; several, for a write over several holes, go out as one broadcast.
         Precondition: no new translation to these pages can come up (invalidate_lock or their entry locks are held).
-        Postcondition: no process has a translation to them, but for `spare` and those whose tokens are returned: evicted
-        sessions that have not acknowledged.
+        Postcondition: no process has a translation to them, but for those whose tokens are returned: evicted sessions
+        that have not acknowledged.
         """
-        mapped = [(vma, span) for pages in page_ranges for vma, span in inode.mapping.mapped(pages) if vma is not spare]
-        if not mapped:
-            return set()
         broadcast = _Broadcast(self._scheduler)
         ranges_of: dict[Session, list[tuple[Vma, PageRange]]] = {}
-        for vma, span in mapped:
-            if vma.session.evicted:
-                broadcast.evicted.append(vma.session)
-            else:
-                ranges_of.setdefault(vma.session, []).append((vma, span))
+        for pages in page_ranges:
+            for vma, span in inode.mapping.mapped(pages):
+                if vma.session.evicted:
+                    broadcast.evicted.append(vma.session)
+                else:
+                    ranges_of.setdefault(vma.session, []).append((vma, span))
         for session, ranges in ranges_of.items():
             for first in range(0, len(ranges), SEGMENTS_MAX):
                 self._send(session, ranges[first : first + SEGMENTS_MAX], broadcast)
@@ -139,6 +136,15 @@ class Unmapper:
         request.broadcast.pending -= 1
         if not request.broadcast.pending:
             request.broadcast.all_answered.complete()
+        waiters, self._wait_for_next = self._wait_for_next, []
+        for waiter in waiters:
+            waiter.complete()
+
+    def next_answer(self) -> Completion:
+        """Done when one more of the outstanding requests is answered, or needs no answer any more."""
+        assert self.outstanding, "no answer will come"
+        self._wait_for_next.append(Completion(self._scheduler))
+        return self._wait_for_next[-1]
 
     def overdue(self, timeout_s: float) -> list["Session"]:
         """The sessions that have left a request unanswered for `timeout_s`."""

@@ -54,10 +54,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput"):
         return
     left = left_behind(os.environ[MARK], session.config.stash[_shared_memory_before])
-    shutil.rmtree(os.environ[MARK], ignore_errors=True)
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         _report_error(session.config, "\n".join(left))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[MARK], ignore_errors=True)
 
 
 def _report_error(config: pytest.Config, text: str) -> None:

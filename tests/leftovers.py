@@ -20,18 +20,29 @@ GRACE_S: Final = 10.0
 
 
 def left_behind(root: str, shared_memory_before: set[str]) -> list[str]:
-    """One line for each thing that is left; the processes among them are killed.
+    """One line for each thing that is left. Of these, the processes are killed, and their shared memory is removed.
 
     root: the run's directory. shared_memory_before: `unused_shared_memory` before the run.
     """
     deadline_s = time.monotonic() + GRACE_S
     while (processes := _marked_processes(root)) and time.monotonic() < deadline_s:
         _wait_for_an_end(processes, deadline_s - time.monotonic())
+    # Another run on this machine may be about to sweep up after a coordinator that it has killed.
+    while (shared_memory := unused_shared_memory() - shared_memory_before) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
     lines = [f"process {pid}: {command}" for pid, command in processes.items()]
-    for pid in processes:
-        os.kill(pid, signal.SIGKILL)
     lines += [str(path) for path in Path(root).rglob("*") if not _belongs_there(path.relative_to(root))]
-    return lines + sorted(unused_shared_memory() - shared_memory_before)
+    lines += sorted(shared_memory)
+    for pid in processes:
+        _kill(pid)
+    return lines
+
+
+def _kill(pid: int) -> None:
+    opened = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    os.kill(pid, signal.SIGKILL)
+    for path in opened & {str(path) for path in Path("/dev/shm").iterdir()}:
+        os.unlink(path)
 
 
 def unused_shared_memory() -> set[str]:

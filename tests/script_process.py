@@ -1,5 +1,7 @@
 """A Python process that runs a test's text, in step with the test: it prints lines, and reads lines from stdin."""
 
+import os
+import signal
 import subprocess
 import sys
 from typing import Final, Protocol
@@ -20,6 +22,7 @@ class ScriptProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,
         )
 
     @property
@@ -43,9 +46,9 @@ class ScriptProcess:
         return self.process.returncode, output, errors
 
     def close(self) -> None:
-        """Kill it where it still runs."""
+        """Kill it where it still runs, with the children that it has forked."""
         if self.process.returncode is None:
-            self.process.kill()
+            os.killpg(self.pid, signal.SIGKILL)
             self.process.communicate()
 
 

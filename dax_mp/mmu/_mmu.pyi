@@ -13,19 +13,15 @@ class Pager:
     def __init__(
         self,
         *,
-        libzmq: str,
-        context: int,
-        endpoint: str,
+        path: str,
         token: bytes,
         version: int,
         pmem_fd: int,
         dram_fd: int,
-        coordinator_pidfd: int,
         timeout_ms: int,
     ) -> None:
-        """Connect to `endpoint` (ipc://...), say PagerHello and wait for PagerReady.
+        """Connect to the Unix socket at `path`, say PagerHello and wait for PagerReady.
 
-        libzmq: path of pyzmq's extension module, from which libzmq's functions are taken. context: `Context.underlying`.
         dram_fd: -1 where there is no DRAM region. The file descriptors are duplicated.
         Raises TimeoutError when no PagerReady comes, ConnectionError when the coordinator is gone, OSError else.
         """
@@ -39,6 +35,13 @@ class Pager:
     @property
     def errno(self) -> int:
         """0 while the pager serves; else why it does not: ESTALE evicted or closed, EIO coordinator gone."""
+
+    @property
+    def closed_vmas(self) -> list[int]:
+        """The vma_id of each window that is closed now, by close() or by its destructor; the caller empties it.
+
+        An id is here only when the process has no translation of that window any more.
+        """
 
     def counters(self) -> dict[str, int]:
         """Since the start: faults, bus_errors, maps and unmaps (messages), drops (mappings given up for vm.max_map_count)."""
@@ -100,3 +103,6 @@ def release_signals() -> None:
     For code that must find its own handlers installed, such as faulthandler.enable() and disable(): release, call it,
     claim. Between the two, an access to a page that is not mapped ends the process.
     """
+
+def keep_forever(object: object, /) -> None:
+    """Never run this object's destructor, not even at the interpreter's end: it works on what is not this process's."""

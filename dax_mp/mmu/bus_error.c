@@ -1,7 +1,7 @@
 /* What becomes of an access that has nothing to map: an exception in the thread that made it.
  *
  * The Window type's own methods reach window memory through guarded_copy() alone. The handler leaves it by
- * siglongjmp(), and the method raises: at once, and with nothing written past the page that failed.
+ * siglongjmp(), and the method raises at once. Nothing is put in the place of the page, so no store is lost unseen.
  *
  * Any other access (numpy, memoryview, C code) cannot be left: the instruction has to end. The pager puts a scratch
  * page under it, and an asynchronous exception waits for the thread at its next bytecode. The exception's constructor

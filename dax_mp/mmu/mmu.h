@@ -24,11 +24,13 @@
 #include <stdint.h>
 #include <sys/mman.h>
 
-#include "libzmq.h"
+#include "zmtp.h"
 
 struct pager;
 
 /* --- windows (window.c) ------------------------------------------------------------------------------------------ */
+
+enum { SCRATCH_RANGES = 16 };
 
 /* A range of reserved address space that shows the pages of a file from `pgoff` on. The fields are written under
  * windows_lock() before the window can be found, and stay as they are until it is closed; those of the last group
@@ -47,8 +49,9 @@ struct window {
     size_t index;        /* in its chunk */
     struct chunk *chunk;
 
-    uint64_t mappings;       /* windows_lock(): mmap(2) calls since nothing was mapped, about its number of VMAs */
-    _Atomic uint64_t scratch; /* the span that may have scratch pages, see window.c; 0 none */
+    uint64_t mappings; /* windows_lock(): mmap(2) calls since nothing was mapped, about its number of VMAs */
+    _Atomic uint64_t scratch[SCRATCH_RANGES]; /* where it has scratch pages, see window.c; 0 no range */
+    _Atomic bool scratch_everywhere;          /* there were more ranges than that */
 };
 
 /* Reads the page size and the limit on mappings, and arranges for fork(). Once, before anything else. 0 or an errno. */
@@ -123,25 +126,22 @@ enum { TOKEN_BYTES = 16, PAGER_BUCKETS = 256 };
 enum pager_counter { COUNT_FAULTS, COUNT_BUS_ERRORS, COUNT_MAPS, COUNT_UNMAPS, COUNT_DROPS, COUNTERS };
 
 struct pager_config {
-    struct libzmq zmq;
-    void *context;
-    const char *endpoint;
+    const char *path; /* of the coordinator's pager socket */
     uint8_t token[TOKEN_BYTES];
     uint32_t version;
     int pmem_fd;
     int dram_fd; /* -1: none */
-    int coordinator_pidfd;
     int64_t timeout_ms;
 };
 
 struct pager {
     /* Constant while the thread runs. */
-    struct pager_config config; /* with file descriptors and an endpoint of its own */
-    int event_fd;               /* wakes the thread: faults are posted, or it is to stop */
+    struct pager_config config; /* with file descriptors and a path of its own */
     pthread_t thread;
 
     /* Shared with the signal handler: see "posting" in pager.c. */
     _Atomic(struct fault *) posted;
+    _Atomic uint64_t last_fault_id;
     _Atomic uint32_t posting;
 
     _Atomic int error; /* 0 while it serves, then once and for all why it does not */
@@ -156,13 +156,8 @@ struct pager {
     struct pager *next;                    /* in the list of all pagers, for fork() */
 
     /* The thread's own. */
-    void *socket;
-    int socket_fd;
-    struct fault *pending; /* sent, not answered */
-    uint64_t last_fault_id;
-
-    _Atomic uint32_t started; /* futex: 0, then 1 when start_error is there */
-    int start_error;
+    struct zmtp zmtp; /* faulting threads send on its descriptor */
+    struct fault *pending; /* taken from `posted`, not answered */
 };
 
 /* Starts a pager and waits until the coordinator has answered PagerHello. 0, or an errno: ETIMEDOUT, ECONNRESET when

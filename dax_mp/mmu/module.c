@@ -76,6 +76,14 @@ static PyObject *release_signals(PyObject *module, PyObject *unused)
     return none_or_errno(signals_release());
 }
 
+/* Takes a reference that nobody gives back. */
+static PyObject *keep_forever(PyObject *module, PyObject *object)
+{
+    (void)module;
+    Py_INCREF(object);
+    Py_RETURN_NONE;
+}
+
 /* Called by os.fork() in the child. Windows that came with the fork may fail in any thread here. */
 static PyObject *after_fork_in_child(PyObject *module, PyObject *unused)
 {
@@ -98,6 +106,7 @@ static PyMethodDef functions[] = {
     {"take_bus_error", take_bus_error, METH_NOARGS, NULL},
     {"claim_signals", claim_signals, METH_NOARGS, NULL},
     {"release_signals", release_signals, METH_NOARGS, NULL},
+    {"keep_forever", keep_forever, METH_O, NULL},
     {"_after_fork_in_child", after_fork_in_child, METH_NOARGS, NULL},
     {"_end_delivery", end_delivery, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

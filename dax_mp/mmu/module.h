@@ -16,7 +16,8 @@ struct module_state {
 
 struct pager_object {
     PyObject_HEAD
-    struct pager *pager; /* NULL: __init__ has not succeeded */
+    struct pager *pager;   /* NULL: __init__ has not succeeded */
+    PyObject *closed_vmas; /* list of int: the vma_id of each of its windows that has been closed */
 };
 
 extern struct PyModuleDef mmu_module;

@@ -1,40 +1,36 @@
 /* The pager thread: one per session, between the threads that fault and the coordinator.
  *
- * Everything about the session's translations goes down one ZeroMQ socket in order, and this thread alone acts on it:
- * a Map is in place before the next message is read, and an Unmap is acknowledged after the last page is gone. It never
- * takes the GIL, so an unmap is answered whatever Python does.
+ * Everything about the session's translations goes down one ZeroMQ connection (zmtp.c) in order, and this thread alone
+ * acts on what comes: a Map is in place before the next message is read, and an Unmap is acknowledged after the last page
+ * is gone. It never takes the GIL, so an unmap is answered whatever Python does.
  *
- * Posting. A faulting thread pushes its `struct fault` on `posted`; the pager takes the whole list in one exchange, so
- * there is no limit, no allocation, and no entry that comes back while someone looks (ABA). Only who pushes on an
- * empty list writes to the eventfd. When the pager has stopped serving, `posted` is SEALED: nothing can be pushed any
- * more, and whatever was pushed before has been failed by the one who sealed it. So no thread waits for ever. `posting`
- * counts the threads between their push and their write: the eventfd is closed when there are none.
+ * Posting. A faulting thread pushes its `struct fault` on `posted`, sends its Fault itself, and sleeps. The pager takes
+ * the whole list in one exchange before it looks for the fault that an answer is for: the push came before the send, and
+ * that before the answer, so it is there. No limit, no allocation, and no entry that comes back while someone looks
+ * (ABA). When the pager has stopped serving, `posted` is SEALED: nothing can be pushed any more, and whatever was pushed
+ * before has been failed by the one who sealed it. So no thread waits for ever. `posting` counts the threads between
+ * their push and the end of their send: the socket is closed when there are none.
  *
  * Why it stops serving (`error`):
  * - ESTALE, or the reason given, after Evict or pager_stop(): nothing is mapped any more. After Evict the thread goes
  *   on to acknowledge unmaps.
- * - EIO, the coordinator is gone: what is mapped stays, because the region is still there.
+ * - EIO, the coordinator has closed the connection: it is gone, however it ended. What is mapped stays, because the
+ *   region is still there.
  * - EPROTO, the coordinator sent what it may not: nothing is mapped any more, because what it meant is not known.
- *
- * The socket's file descriptor is edge-triggered: it tells of new events only when all earlier ones were seen. So the
- * last thing before each poll() is a receive that found nothing, also after sends, which may have seen an event too.
  */
 
 #include "mmu.h"
 #include "thread.h"
 #include "wire.h"
+#include "zmtp.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
-
-/* Messages on their way in either direction. It bounds memory and is never met in practice: a process has a fault a
- * thread under way at most, and the coordinator waits for what it has asked for. */
-enum { MESSAGES_QUEUED_MAX = 65536 };
 
 /* messages.py: Target and Access */
 enum target { TARGET_PMEM, TARGET_DRAM, TARGET_ZERO };
@@ -56,6 +52,8 @@ struct range {
 };
 _Static_assert(sizeof(struct range) == 3 * sizeof(uint64_t), "a range is three items of an Unmap");
 
+enum { A_WHILE_MS = 100 };
+
 #define SEALED (&sealed)
 static struct fault sealed;
 
@@ -76,37 +74,49 @@ static int fault_error(struct pager *pager)
     return error == EPROTO ? EIO : error;
 }
 
-static void wake(struct pager *pager)
+/* Sends a message: from a faulting thread or the pager's. What it answers, if it must be answered, comes never when
+ * the connection is gone; the pager thread sees that too, and seals. */
+static void send_message(struct pager *pager, enum message_type type, const uint64_t *fields, size_t count)
 {
-    ssize_t ignored = write(pager->event_fd, &(uint64_t){1}, sizeof(uint64_t)); /* it cannot be full */
+    uint8_t bytes[WIRE_SENT_BYTES_MAX];
+    struct pollfd writable = {.fd = pager->zmtp.fd, .events = POLLOUT};
+    size_t size = wire_encode(bytes, type, fields, count);
 
-    (void)ignored;
+    while (zmtp_send(pager->zmtp.fd, bytes, (uint8_t)size) == EAGAIN && !atomic_load(&pager->stopping))
+        poll(&writable, 1, A_WHILE_MS);
 }
 
 /* False: the pager does not serve any more. */
 static bool post(struct pager *pager, struct fault *fault)
 {
     struct fault *head;
+    bool serving;
 
     atomic_fetch_add(&pager->posting, 1);
+    fault->id = atomic_fetch_add(&pager->last_fault_id, 1) + 1;
     head = atomic_load(&pager->posted);
     do
         fault->next = head;
     while (head != SEALED && !atomic_compare_exchange_weak(&pager->posted, &head, fault));
-    if (!head)
-        wake(pager);
+    serving = head != SEALED;
+    if (serving) {
+        uint64_t fields[] = {fault->id, fault->vma_id, fault->pgoff, fault->write};
+
+        pager_count(pager, COUNT_FAULTS, 1);
+        send_message(pager, MESSAGE_FAULT, fields, 4);
+    }
     atomic_fetch_sub(&pager->posting, 1);
-    return head != SEALED;
+    return serving;
 }
 
 void pager_serve(struct pager *pager, struct fault *fault)
 {
-    if (post(pager, fault)) {
+    if (fault->kind != FAULT_FRAME_GONE && post(pager, fault)) {
         while (!atomic_load_explicit(&fault->done, memory_order_acquire))
             futex_wait(&fault->done, 0, NULL);
         return;
     }
-    fault->error = fault_error(pager);
+    fault->error = fault->kind == FAULT_FRAME_GONE ? EIO : fault_error(pager);
     if (fault->raw)
         fault->has_scratch = !window_map_scratch(fault->window, fault->pgoff, 1, fault->write);
     pager_count(pager, COUNT_BUS_ERRORS, 1);
@@ -164,94 +174,33 @@ static void seal(struct pager *pager, int error)
         fail_all(pager, posted);
 }
 
-static struct fault *take_posted(struct pager *pager)
+/* Moves what has been posted to what is pending. */
+static void take_posted(struct pager *pager)
 {
-    struct fault *list = atomic_load(&pager->posted), *next, *in_order = NULL;
+    struct fault *list = atomic_load(&pager->posted), *next;
 
     if (!list || list == SEALED)
-        return NULL;
+        return;
     for (list = atomic_exchange(&pager->posted, NULL); list; list = next) {
         next = list->next;
-        list->next = in_order;
-        in_order = list;
+        list->next = pager->pending;
+        pager->pending = list;
     }
-    return in_order;
 }
 
+/* The fault that an answer is for; NULL when it has been answered. */
 static struct fault *take_pending(struct pager *pager, uint64_t id)
 {
     struct fault **link = &pager->pending;
     struct fault *fault;
 
+    take_posted(pager);
     while (*link && (*link)->id != id)
         link = &(*link)->next;
     fault = *link;
     if (fault)
         *link = fault->next;
     return fault;
-}
-
-/* --- the socket -------------------------------------------------------------------------------------------------- */
-
-/* libzmq has errors of its own, above all of the system's; the one met here is ETERM, its context is being closed. */
-static int zmq_error(const struct pager *pager)
-{
-    int error = pager->config.zmq.error();
-
-    return error <= INT16_MAX ? error : EIO;
-}
-
-static int send_message(struct pager *pager, enum message_type type, const uint64_t *fields, size_t count)
-{
-    const struct libzmq *zmq = &pager->config.zmq;
-    uint8_t buffer[WIRE_BYTES_MAX];
-    size_t size = wire_encode(buffer, type, fields, count);
-
-    while (zmq->send(pager->socket, buffer, size, ZMQ_DONTWAIT) < 0)
-        if (zmq_error(pager) != EINTR)
-            return EIO; /* EAGAIN too: a coordinator that has not read so much is as good as gone */
-    return 0;
-}
-
-/* 0 with a message, EAGAIN when there is none, EPROTO, or EIO. */
-static int receive_message(struct pager *pager, struct message *message)
-{
-    const struct libzmq *zmq = &pager->config.zmq;
-    uint8_t buffer[WIRE_BYTES_MAX];
-    int more = 0;
-    size_t more_size = sizeof more;
-    int size;
-
-    do
-        size = zmq->recv(pager->socket, buffer, sizeof buffer, ZMQ_DONTWAIT);
-    while (size < 0 && zmq_error(pager) == EINTR);
-    if (size < 0)
-        return zmq_error(pager) == EAGAIN ? EAGAIN : EIO;
-    if ((size_t)size > sizeof buffer || zmq->getsockopt(pager->socket, ZMQ_RCVMORE, &more, &more_size) || more)
-        return EPROTO;
-    return wire_decode(buffer, (size_t)size, message);
-}
-
-static int set_option(struct pager *pager, int option, int value)
-{
-    return pager->config.zmq.setsockopt(pager->socket, option, &value, sizeof value);
-}
-
-static int connect_socket(struct pager *pager)
-{
-    const struct pager_config *config = &pager->config;
-    const struct libzmq *zmq = &config->zmq;
-    size_t fd_size = sizeof pager->socket_fd;
-
-    pager->socket = zmq->socket(config->context, ZMQ_DEALER);
-    if (!pager->socket)
-        return zmq_error(pager);
-    if (zmq->setsockopt(pager->socket, ZMQ_ROUTING_ID, config->token, TOKEN_BYTES) ||
-        set_option(pager, ZMQ_LINGER, 0) || set_option(pager, ZMQ_SNDHWM, MESSAGES_QUEUED_MAX) ||
-        set_option(pager, ZMQ_RCVHWM, MESSAGES_QUEUED_MAX) || zmq->connect(pager->socket, config->endpoint) ||
-        zmq->getsockopt(pager->socket, ZMQ_FD, &pager->socket_fd, &fd_size))
-        return zmq_error(pager);
-    return 0;
 }
 
 /* --- messages from the coordinator ------------------------------------------------------------------------------- */
@@ -338,7 +287,8 @@ static int on_unmap(struct pager *pager, const struct message *message)
     }
     windows_unlock();
     pager_count(pager, COUNT_UNMAPS, 1);
-    return send_message(pager, MESSAGE_UNMAP_ACK, &message->fields[0], 1);
+    send_message(pager, MESSAGE_UNMAP_ACK, &message->fields[0], 1);
+    return 0;
 }
 
 static void unmap_all(struct pager *pager)
@@ -354,7 +304,8 @@ static int on_evict(struct pager *pager, const struct message *message)
         return EPROTO;
     seal(pager, (int)message->fields[0]);
     unmap_all(pager);
-    return send_message(pager, MESSAGE_DROPPED, NULL, 0);
+    send_message(pager, MESSAGE_DROPPED, NULL, 0);
+    return 0;
 }
 
 static int on_message(struct pager *pager, const struct message *message)
@@ -375,94 +326,52 @@ static int on_message(struct pager *pager, const struct message *message)
 
 /* --- the thread -------------------------------------------------------------------------------------------------- */
 
-/* EAGAIN when all has been received, or why the pager stops. */
-static int receive_all(struct pager *pager)
+/* Acts on all that has been received. */
+static int on_received(struct pager *pager)
 {
     struct message message;
+    const uint8_t *bytes;
+    size_t size;
     int error;
 
-    do {
-        error = receive_message(pager, &message);
+    while (!(error = zmtp_take(&pager->zmtp, &bytes, &size))) {
+        error = wire_decode(bytes, size, &message);
         if (!error)
             error = on_message(pager, &message);
-    } while (!error);
-    return error;
+        if (error)
+            return error;
+    }
+    return error == EAGAIN ? 0 : error;
 }
 
-static int send_faults(struct pager *pager)
+/* Until the connection ends, which pager_stop() brings about too. Returns why. */
+static int serve(struct pager *pager)
 {
-    struct fault *next;
     int error = 0;
 
-    for (struct fault *fault = take_posted(pager); fault; fault = next) {
-        next = fault->next;
-        pager_count(pager, COUNT_FAULTS, 1);
-        if (fault->kind == FAULT_FRAME_GONE) {
-            fail(pager, fault, EIO, fault->pgoff, 1);
-            continue;
-        }
-        fault->id = ++pager->last_fault_id;
-        fault->next = pager->pending;
-        pager->pending = fault;
-        if (!error)
-            error = send_message(pager, MESSAGE_FAULT,
-                                 (uint64_t[]){fault->id, fault->vma_id, fault->pgoff, fault->write}, 4);
+    while (!error) {
+        error = on_received(pager);
+        if (!error && zmtp_fill(&pager->zmtp, true))
+            error = EIO;
     }
     return error;
 }
 
-enum { POLL_SOCKET, POLL_EVENT, POLL_COORDINATOR, POLLS };
-
-static int serve(struct pager *pager)
-{
-    struct pollfd polls[POLLS] = {
-        [POLL_SOCKET] = {.fd = pager->socket_fd, .events = POLLIN},
-        [POLL_EVENT] = {.fd = pager->event_fd, .events = POLLIN},
-        [POLL_COORDINATOR] = {.fd = pager->config.coordinator_pidfd, .events = POLLIN},
-    };
-    uint64_t count;
-    int error;
-
-    do {
-        error = 0;
-        if (polls[POLL_EVENT].revents && read(pager->event_fd, &count, sizeof count) > 0)
-            error = send_faults(pager);
-        if (!error)
-            error = receive_all(pager);
-        if (error != EAGAIN)
-            return error;
-        if (polls[POLL_COORDINATOR].revents) /* after all that it has sent */
-            return EIO;
-        poll(polls, POLLS, -1);
-    } while (!atomic_load(&pager->stopping));
-    return 0;
-}
-
-/* Sends PagerHello and waits for PagerReady. */
+/* Connects, sends PagerHello and waits for PagerReady. */
 static int shake_hands(struct pager *pager)
 {
     int64_t deadline_ns = monotonic_ns() + pager->config.timeout_ms * 1000000;
-    struct pollfd polls[] = {
-        {.fd = pager->socket_fd, .events = POLLIN},
-        {.fd = pager->config.coordinator_pidfd, .events = POLLIN},
-    };
     struct message message;
-    int error = send_message(pager, MESSAGE_PAGER_HELLO, (uint64_t[]){pager->config.version}, 1);
+    const uint8_t *bytes;
+    size_t size;
+    int error = zmtp_connect(&pager->zmtp, pager->config.path, pager->config.token, TOKEN_BYTES, deadline_ns);
 
     if (error)
         return error;
-    for (;;) {
-        int64_t left_ms = (deadline_ns - monotonic_ns()) / 1000000;
-
-        error = receive_message(pager, &message);
-        if (error != EAGAIN)
-            break;
-        if (polls[1].revents)
-            return ECONNRESET;
-        if (left_ms <= 0)
-            return ETIMEDOUT;
-        poll(polls, 2, left_ms > INT_MAX ? INT_MAX : (int)left_ms);
-    }
+    send_message(pager, MESSAGE_PAGER_HELLO, (uint64_t[]){pager->config.version}, 1);
+    error = zmtp_take_until(&pager->zmtp, deadline_ns, &bytes, &size);
+    if (!error)
+        error = wire_decode(bytes, size, &message);
     if (error)
         return error;
     if (message.type == MESSAGE_EVICT && message.fields[0] && message.fields[0] <= INT16_MAX)
@@ -473,21 +382,11 @@ static int shake_hands(struct pager *pager)
 static void *run(void *argument)
 {
     struct pager *pager = argument;
-    int error = connect_socket(pager);
+    int error = serve(pager);
 
-    if (!error)
-        error = shake_hands(pager);
-    pager->start_error = error;
-    atomic_store(&pager->started, 1);
-    futex_wake(&pager->started);
-    if (!error)
-        error = serve(pager);
-    if (error) /* else it is to stop, and pager_stop() has said why */
-        seal(pager, error);
+    seal(pager, error); /* where pager_stop() ended it, that has said why */
     if (error == EPROTO)
         unmap_all(pager);
-    if (pager->socket)
-        pager->config.zmq.close(pager->socket);
     return NULL;
 }
 
@@ -508,25 +407,20 @@ static void close_fd(int *fd)
     *fd = -1;
 }
 
-/* Gives the pager file descriptors and an endpoint of its own. On failure pager_free() undoes what was done. */
+/* Gives the pager file descriptors and a path of its own. On failure pager_free() undoes what was done. */
 static int acquire(struct pager *pager, const struct pager_config *config)
 {
-    int pmem_fd = config->pmem_fd, dram_fd = config->dram_fd, pidfd = config->coordinator_pidfd;
+    int pmem_fd = config->pmem_fd, dram_fd = config->dram_fd;
     int error;
 
     pager->config = *config;
-    pager->config.endpoint = strdup(config->endpoint);
-    pager->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    error = !pager->config.endpoint ? ENOMEM : pager->event_fd < 0 ? errno : 0;
-    if (!error)
-        error = duplicate(&pmem_fd);
+    pager->config.path = strdup(config->path);
+    pager->zmtp.fd = -1;
+    error = pager->config.path ? duplicate(&pmem_fd) : ENOMEM;
     pager->config.pmem_fd = error ? -1 : pmem_fd;
     if (!error)
         error = duplicate(&dram_fd);
     pager->config.dram_fd = error ? -1 : dram_fd;
-    if (!error)
-        error = duplicate(&pidfd);
-    pager->config.coordinator_pidfd = error ? -1 : pidfd;
     return error;
 }
 
@@ -561,13 +455,11 @@ int pager_start(const struct pager_config *config, struct pager **started)
     pager->joined = true;
     enlist(pager);
     if (!error)
+        error = shake_hands(pager);
+    if (!error)
         error = thread_start(&pager->thread, "dax-pager", run, pager);
-    if (!error) {
+    if (!error)
         pager->joined = false;
-        while (!atomic_load(&pager->started))
-            futex_wait(&pager->started, 0, NULL);
-        error = pager->start_error;
-    }
     if (error) {
         pager_stop(pager, error);
         pager_free(pager);
@@ -579,10 +471,9 @@ int pager_start(const struct pager_config *config, struct pager **started)
 
 static void close_fds(struct pager *pager)
 {
-    close_fd(&pager->event_fd);
+    close_fd(&pager->zmtp.fd);
     close_fd(&pager->config.pmem_fd);
     close_fd(&pager->config.dram_fd);
-    close_fd(&pager->config.coordinator_pidfd);
 }
 
 void pager_stop(struct pager *pager, int error)
@@ -594,7 +485,7 @@ void pager_stop(struct pager *pager, int error)
     pthread_mutex_lock(&pager->join_lock);
     if (!pager->joined) {
         atomic_store(&pager->stopping, true);
-        wake(pager);
+        shutdown(pager->zmtp.fd, SHUT_RDWR);
         pthread_join(pager->thread, NULL);
         pager->joined = true;
     }
@@ -610,7 +501,7 @@ void pager_free(struct pager *pager)
 {
     delist(pager);
     pthread_mutex_destroy(&pager->join_lock);
-    free((char *)pager->config.endpoint);
+    free((char *)pager->config.path);
     free(pager);
 }
 
@@ -623,8 +514,8 @@ void pagers_after_fork_in_child(void)
         atomic_store(&pager->posted, SEALED);
         atomic_store(&pager->posting, 0);
         pthread_mutex_init(&pager->join_lock, NULL);
-        pager->joined = true; /* and the socket is the parent's: it is not touched */
-        pager->socket = NULL;
+        pager->joined = true;
+        close_fd(&pager->zmtp.fd); /* the parent's connection stays open */
         pager->pending = NULL;
     }
 }

@@ -10,48 +10,33 @@
 
 /* What __init__ is given, before it is looked at. */
 struct arguments {
-    const char *libzmq;
-    unsigned long long context;
-    const char *endpoint;
+    const char *path;
     Py_buffer token;
     unsigned int version;
     int pmem_fd;
     int dram_fd;
-    int coordinator_pidfd;
     int timeout_ms;
 };
 
 static int parse(PyObject *args, PyObject *kwargs, struct arguments *given)
 {
-    static char *names[] = {"libzmq",  "context", "endpoint",          "token",      "version",
-                            "pmem_fd", "dram_fd", "coordinator_pidfd", "timeout_ms", NULL};
+    static char *names[] = {"path", "token", "version", "pmem_fd", "dram_fd", "timeout_ms", NULL};
 
-    return PyArg_ParseTupleAndKeywords(args, kwargs, "$sKsy*Iiiii:Pager", names, &given->libzmq, &given->context,
-                                       &given->endpoint, &given->token, &given->version, &given->pmem_fd,
-                                       &given->dram_fd, &given->coordinator_pidfd, &given->timeout_ms);
+    return PyArg_ParseTupleAndKeywords(args, kwargs, "$sy*Iiii:Pager", names, &given->path, &given->token,
+                                       &given->version, &given->pmem_fd, &given->dram_fd, &given->timeout_ms);
 }
 
 static int configure(const struct arguments *given, struct pager_config *config)
 {
-    const char *missing;
-
     if (given->token.len != TOKEN_BYTES) {
         PyErr_Format(PyExc_ValueError, "a token is %d bytes, not %zd", TOKEN_BYTES, given->token.len);
         return -1;
     }
-    missing = libzmq_load(&config->zmq, given->libzmq);
-    if (missing) {
-        PyErr_Format(PyExc_OSError, "no libzmq in %s (%s): install pyzmq from its wheel, with CPython's backend",
-                     given->libzmq, missing);
-        return -1;
-    }
-    config->context = (void *)(uintptr_t)given->context;
-    config->endpoint = given->endpoint;
+    config->path = given->path;
     memcpy(config->token, given->token.buf, TOKEN_BYTES);
     config->version = given->version;
     config->pmem_fd = given->pmem_fd;
     config->dram_fd = given->dram_fd;
-    config->coordinator_pidfd = given->coordinator_pidfd;
     config->timeout_ms = given->timeout_ms;
     return 0;
 }
@@ -87,7 +72,9 @@ static int pager_init(PyObject *object, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_RuntimeError, "Pager.__init__ was called before");
         return -1;
     }
-    if (!parse(args, kwargs, &given))
+    if (!self->closed_vmas)
+        self->closed_vmas = PyList_New(0);
+    if (!self->closed_vmas || !parse(args, kwargs, &given))
         return -1;
     result = configure(&given, &config);
     if (!result)
@@ -112,6 +99,7 @@ static void pager_dealloc(PyObject *object)
         stop(self->pager, ESTALE);
         pager_free(self->pager);
     }
+    Py_XDECREF(self->closed_vmas);
     type->tp_free(object);
     Py_DECREF(type);
 }
@@ -150,6 +138,12 @@ static PyObject *pager_errno(PyObject *object, void *unused)
     return pager ? PyLong_FromLong(atomic_load(&pager->error)) : NULL;
 }
 
+static PyObject *pager_closed_vmas(PyObject *object, void *unused)
+{
+    (void)unused;
+    return started(object) ? Py_NewRef(((struct pager_object *)object)->closed_vmas) : NULL;
+}
+
 static PyObject *pager_counters(PyObject *object, PyObject *unused)
 {
     struct pager *pager = started(object);
@@ -171,6 +165,7 @@ static PyMethodDef pager_methods[] = {
 
 static PyGetSetDef pager_getset[] = {
     {"errno", pager_errno, NULL, NULL, NULL},
+    {"closed_vmas", pager_closed_vmas, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

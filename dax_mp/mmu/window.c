@@ -134,6 +134,13 @@ static void unmap_whole(struct window *window)
 
 /* --- the table --------------------------------------------------------------------------------------------------- */
 
+static void forget_scratch(struct window *window)
+{
+    for (size_t i = 0; i < SCRATCH_RANGES; i++)
+        atomic_store(&window->scratch[i], 0);
+    atomic_store(&window->scratch_everywhere, false);
+}
+
 static bool add_chunk(void)
 {
     struct chunk *chunk = calloc(1, sizeof *chunk);
@@ -201,7 +208,7 @@ int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t l
         window->pager = pager;
         window->object = object;
         window->mappings = 0;
-        atomic_store(&window->scratch, 0);
+        forget_scratch(window);
         publish(window);
         *opened = window;
     } else if (base && base != MAP_FAILED) {
@@ -351,64 +358,86 @@ void pager_windows_unmap(struct pager *pager)
 
 /* --- scratch pages ----------------------------------------------------------------------------------------------- */
 
-/* A span of a window in units of SCRATCH_BYTES_MAX, both ends in one word so that one compare-and-swap extends it: the
- * handler has to do so without the lock when the pager is no more. It is the bounding range, and so may take in
- * ordinary mappings: to drop those too costs a fault, no more.
+/* A window remembers the ranges it has scratch pages in, each in one word, so that the handler can add one without the
+ * lock when the pager is no more. To drop a page that is not scratch (any more) would mostly cost a fault and no more;
+ * but when the coordinator is gone, what is mapped is all there will ever be. So only when there are more ranges than
+ * can be remembered is the whole window dropped.
  */
-static uint64_t span(uint64_t first_unit, uint64_t end_unit)
+enum { SCRATCH_LENGTH_BITS = 24 };
+static const uint64_t SCRATCH_LENGTH_MASK = (1 << SCRATCH_LENGTH_BITS) - 1;
+
+static uint64_t scratch_range(uint64_t first_page, uint64_t length_pages)
 {
-    return first_unit << 32 | end_unit;
+    return first_page << SCRATCH_LENGTH_BITS | length_pages;
 }
 
-static uint64_t span_first(uint64_t span)
+static uint64_t scratch_first(uint64_t range)
 {
-    return span >> 32;
+    return range >> SCRATCH_LENGTH_BITS;
 }
 
-static uint64_t span_end(uint64_t span)
+static uint64_t scratch_length(uint64_t range)
 {
-    return span & UINT32_MAX;
+    return range & SCRATCH_LENGTH_MASK;
 }
 
-static void extend_scratch(struct window *window, uint64_t first_unit, uint64_t end_unit)
+/* A loop over an array leaves one range, however long it is. */
+static bool extend_scratch(_Atomic uint64_t *range, uint64_t first_page, uint64_t length_pages)
 {
-    uint64_t old = atomic_load(&window->scratch), new;
+    uint64_t old = atomic_load(range), new;
 
     do {
-        uint64_t first = old && span_first(old) < first_unit ? span_first(old) : first_unit;
-        uint64_t end = old && span_end(old) > end_unit ? span_end(old) : end_unit;
+        if (!old || scratch_first(old) + scratch_length(old) != first_page ||
+            scratch_length(old) + length_pages > SCRATCH_LENGTH_MASK)
+            return false;
+        new = scratch_range(scratch_first(old), scratch_length(old) + length_pages);
+    } while (!atomic_compare_exchange_weak(range, &old, new));
+    return true;
+}
 
-        new = span(first, end);
-    } while (!atomic_compare_exchange_weak(&window->scratch, &old, new));
+static void remember_scratch(struct window *window, uint64_t first_page, uint64_t length_pages)
+{
+    bool remembered = false;
+
+    for (size_t i = 0; i < SCRATCH_RANGES && !remembered; i++)
+        remembered = extend_scratch(&window->scratch[i], first_page, length_pages);
+    for (size_t i = 0; i < SCRATCH_RANGES && !remembered; i++) {
+        uint64_t none = 0;
+
+        remembered = atomic_compare_exchange_strong(&window->scratch[i], &none, scratch_range(first_page, length_pages));
+    }
+    if (!remembered)
+        atomic_store(&window->scratch_everywhere, true);
     atomic_store(&any_scratch, true);
 }
 
 int window_map_scratch(struct window *window, uint64_t pgoff, uint64_t length_pages, bool writable)
 {
-    uint64_t unit_pages = SCRATCH_BYTES_MAX / page_size;
-    uint64_t first = pgoff, end;
+    uint64_t pages_max = SCRATCH_BYTES_MAX / page_size;
+    uint64_t first = pgoff, end = pgoff + (length_pages < pages_max ? length_pages : pages_max);
+    int prot = PROT_READ | (writable ? PROT_WRITE : 0);
     int error;
 
-    if (!length_pages)
-        length_pages = 1;
-    end = pgoff + (length_pages < unit_pages ? length_pages : unit_pages);
     if (!clip(window, &first, &end))
         return EFAULT;
-    error = map_over(page_address(window, first), (end - first) * page_size, PROT_READ | (writable ? PROT_WRITE : 0), -1,
-                     0);
-    /* After the mapping is there: whoever drops the span from here on drops this too. */
-    extend_scratch(window, (first - window->pgoff) / unit_pages, (end - window->pgoff - 1) / unit_pages + 1);
+    error = map_over(page_address(window, first), (end - first) * page_size, prot, -1, 0);
+    if (!error) /* after the mapping is there: whoever drops the range from here on drops this too */
+        remember_scratch(window, first - window->pgoff, end - first);
     return error;
 }
 
 static void drop_scratch(struct window *window)
 {
-    uint64_t dropped = atomic_exchange(&window->scratch, 0);
-    uint64_t unit_pages = SCRATCH_BYTES_MAX / page_size;
+    if (!has_range(window))
+        return;
+    if (atomic_exchange(&window->scratch_everywhere, false))
+        unmap_whole(window);
+    for (size_t i = 0; i < SCRATCH_RANGES; i++) {
+        uint64_t range = atomic_exchange(&window->scratch[i], 0);
 
-    if (dropped && has_range(window))
-        window_unmap(window, window->pgoff + span_first(dropped) * unit_pages,
-                     (span_end(dropped) - span_first(dropped)) * unit_pages);
+        if (range)
+            window_unmap(window, window->pgoff + scratch_first(range), scratch_length(range));
+    }
 }
 
 void windows_drop_scratch(void)
@@ -439,6 +468,7 @@ static void reserve_again(struct window *window)
     if (reserve(base, length_bytes, MAP_FIXED_NOREPLACE, &reserved) && reserved == MAP_FAILED)
         atomic_store(&window->chunk->base[window->index], 0);
     window->mappings = 0;
+    forget_scratch(window);
 }
 
 static void before_fork(void)

@@ -100,11 +100,27 @@ static int window_init(PyObject *object, PyObject *args, PyObject *kwargs)
     return open_window(self, pager, pgoff);
 }
 
+/* Puts the VMA on its pager's list, for Python to tell the coordinator. It is done here because no Python code can run
+ * in an object's destructor after this point, and before it the translations are still there. */
+static void report_closed(struct window_object *self)
+{
+    PyObject *type, *value, *traceback, *vma_id;
+
+    PyErr_Fetch(&type, &value, &traceback);
+    vma_id = PyLong_FromUnsignedLongLong(self->vma_id);
+    if (!vma_id || PyList_Append(self->pager->closed_vmas, vma_id))
+        PyErr_Clear(); /* no memory: the VMA goes with its session */
+    Py_XDECREF(vma_id);
+    PyErr_Restore(type, value, traceback);
+}
+
 static void close_window(struct window_object *self)
 {
-    if (self->window)
-        window_close(self->window);
+    if (!self->window)
+        return;
+    window_close(self->window);
     self->window = NULL;
+    report_closed(self);
 }
 
 static PyObject *window_method_close(PyObject *object, PyObject *unused)

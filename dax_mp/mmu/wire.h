@@ -24,6 +24,8 @@ enum {
     WIRE_ITEMS_MAX = 5 * WIRE_ENTRIES_MAX,
     /* The type, the fields and the items at nine bytes each, and the heads of two arrays. */
     WIRE_BYTES_MAX = 9 * (1 + WIRE_FIELDS_MAX + WIRE_ITEMS_MAX) + 10,
+    /* One that the pager sends: the head, the type and the fields of a Fault. */
+    WIRE_SENT_BYTES_MAX = 1 + 9 * (1 + 4),
 };
 
 struct message {
@@ -33,7 +35,7 @@ struct message {
     uint64_t items[WIRE_ITEMS_MAX]; /* the flat array at the end of a Map or an Unmap */
 };
 
-/* Writes a message of `count` unsigned integers into `buffer` (WIRE_BYTES_MAX bytes) and returns its length. */
+/* Writes a message of `count` unsigned integers into `buffer` (WIRE_SENT_BYTES_MAX bytes) and returns its length. */
 size_t wire_encode(uint8_t *buffer, enum message_type type, const uint64_t *fields, size_t count);
 
 /* Reads a message that a coordinator may send. 0, or EPROTO when it is not one or breaks a limit; `message` is then

@@ -63,7 +63,7 @@ def test_a_path_that_no_socket_can_have() -> None:
 
 def test_a_record_is_read_as_it_was_written() -> None:
     names = (region_name("0" * 16, "pmem"), region_name("f" * 16, "dram"))
-    record = Record(12, names, made_directory=True)
+    record = Record(12, names)
     assert Record.decode(record.encode()) == record
 
 
@@ -77,7 +77,7 @@ def test_a_record_that_is_none(data: bytes) -> None:
 def test_a_record_names_regions_and_nothing_else() -> None:
     good = region_name("0" * 16, "pmem")
     names = ("/etc/passwd", "/dax-mp-../../etc", good + "x", good)
-    record = Record.decode(Record(1, names, made_directory=False).encode())
+    record = Record.decode(Record(1, names).encode())
     assert record is not None
     assert record.region_names == (good,)
 

@@ -11,13 +11,15 @@ import threading
 from collections.abc import Callable
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
 
 import dax_mp
-from dax_mp.limits import IO_CHUNK_BYTES_MAX, OFFSET_BYTES_MAX
+from dax_mp.limits import IO_CHUNK_BYTES_MAX, LIST_ENTRIES_MAX, OFFSET_BYTES_MAX
+
+PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 Outcome = tuple[str, Any]
 
@@ -122,16 +124,15 @@ def test_random_calls(session: dax_mp.Session, content: Path, mode: str, seed: i
 def random_call(choose: random.Random) -> Callable[[io.RawIOBase], Any]:
     offset = choose.choice([choose.randrange(-5000, 30_000), choose.randrange(0, 12_000), 0, 1 << 40])
     length = choose.randrange(9000)
-    return choose.choice(
-        [
-            methodcaller("read", length - 2),
-            functools.partial(read_into, length=length),
-            methodcaller("write", choose.randbytes(length)),
-            methodcaller("seek", offset, choose.choice([0, 1, 2, 7])),
-            methodcaller("truncate", choose.choice([None, -1, choose.randrange(20_000)])),
-            methodcaller("tell"),
-        ]
-    )
+    calls: list[Callable[[io.RawIOBase], Any]] = [
+        methodcaller("read", length - 2),
+        functools.partial(read_into, length=length),
+        methodcaller("write", choose.randbytes(length)),
+        methodcaller("seek", offset, choose.choice([0, 1, 2, 7])),
+        methodcaller("truncate", choose.choice([None, -1, choose.randrange(20_000)])),
+        methodcaller("tell"),
+    ]
+    return choose.choice(calls)
 
 
 def read_into(file: io.RawIOBase, length: int) -> tuple[int | None, bytes]:
@@ -202,7 +203,7 @@ def test_write_takes_any_contiguous_buffer(session: dax_mp.Session, data: Any) -
         assert file.write(data) == len(expected)
         file.seek(0)
         assert file.read() == expected
-        back = np.zeros(len(expected), dtype="u1")
+        back: Any = np.zeros(len(expected), dtype="u1")
         file.seek(0)
         assert file.readinto(back) == len(expected)
         assert back.tobytes() == expected
@@ -216,7 +217,7 @@ def test_a_buffer_is_let_go_of(session: dax_mp.Session) -> None:
         file.seek(0)
         file.readinto(buffer)
         with pytest.raises(TypeError):
-            file.readinto(b"12345")  # type: ignore[arg-type]
+            file.readinto(b"12345")
         buffer += b"6"
 
 
@@ -294,25 +295,34 @@ def test_bad_holes(session: dax_mp.Session, offset: int, length: int, error: typ
         file.punch_hole(offset, length)
 
 
-def test_more_extents_than_one_reply_takes(session: dax_mp.Session) -> None:
-    page = session.page_size
-    with session.open("comb", "w+") as file:
-        file.truncate(2 * 2600 * page)
-        for index in range(2600):
-            file.seek(2 * index * page)
+def test_more_extents_than_one_reply_takes() -> None:
+    count = 2 * LIST_ENTRIES_MAX + 3
+    with (
+        dax_mp.launch(2 * count * PAGE) as daemon,
+        dax_mp.connect(daemon.endpoint) as session,
+        session.open("comb", "w+") as file,
+    ):
+        for index in range(count):
+            file.seek(2 * index * PAGE)
             file.write(b"x")
-        assert [extent.offset_bytes for extent in file.extents()] == [2 * index * page for index in range(2600)]
+        assert [extent.offset_bytes for extent in file.extents()] == [2 * index * PAGE for index in range(count)]
 
 
 def test_rights(session: dax_mp.Session) -> None:
     with session.open("file", "w") as writer:
-        for call in (writer.read, writer.readall, lambda: writer.readinto(bytearray(1))):
+        reads: list[Callable[[], object]] = [writer.read, writer.readall, lambda: writer.readinto(bytearray(1))]
+        for read in reads:
             with pytest.raises(io.UnsupportedOperation):
-                call()
+                read()
     with session.open("file") as reader:
-        for call in (lambda: reader.write(b"x"), lambda: reader.truncate(1), lambda: reader.punch_hole(0, 1)):
+        writes: list[Callable[[], object]] = [
+            lambda: reader.write(b"x"),
+            lambda: reader.truncate(1),
+            lambda: reader.punch_hole(0, 1),
+        ]
+        for write in writes:
             with pytest.raises(io.UnsupportedOperation):
-                call()
+                write()
         with pytest.raises(io.UnsupportedOperation):
             reader.fileno()
 

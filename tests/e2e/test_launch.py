@@ -14,6 +14,7 @@ import pytest
 
 import dax_mp
 from coordinator_process import Serve
+from dax_mp.endpoint import Record, lock_path
 from script_process import Script
 
 TIMEOUT_S: Final = 60
@@ -31,10 +32,14 @@ input()
 """
 
 
-def regions_of(pid: int) -> list[str]:
-    """The paths of the shared-memory objects that a process has open."""
-    targets = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-    return [target for target in targets if target.startswith("/dev/shm/")]
+def regions_at(endpoint: str) -> list[str]:
+    """The paths of the shared-memory objects of the coordinator that serves there, as its lock file has them."""
+    with open(lock_path(endpoint), "rb") as lock:
+        record = Record.decode(lock.read())
+    assert record is not None
+    paths = [f"/dev/shm{name}" for name in record.region_names]
+    assert all(map(os.path.exists, paths))
+    return paths
 
 
 def wait_for_end(pidfd: int) -> None:
@@ -50,7 +55,7 @@ def parent() -> Iterator[str]:
 
 def test_close_ends_the_process_and_removes_everything() -> None:
     with dax_mp.launch("4MiB") as daemon:
-        regions = regions_of(daemon.pid)
+        regions = regions_at(daemon.endpoint)
         assert len(regions) == 1
         assert os.stat(daemon.endpoint).st_mode & 0o777 == 0o700
         assert os.path.dirname(daemon.endpoint) == os.environ["XDG_RUNTIME_DIR"]
@@ -79,7 +84,7 @@ def test_arguments_reach_the_coordinator(parent: str) -> None:
         assert device.hole_policy == session.hole_policy == "page-cache"
         assert device.pages * device.page_size == 8 << 20
         assert device.dram_pages * device.page_size == 1 << 20
-        (pmem, dram) = (os.stat(path) for path in sorted(regions_of(daemon.pid), reverse=True))
+        pmem, dram = (os.stat(path) for path in sorted(regions_at(daemon.endpoint), reverse=True))
         assert pmem.st_blocks * 512 <= 16 * device.page_size, "memory was reserved"
         assert dram.st_size == (1 << 20) + device.page_size
     assert not endpoint.exists()
@@ -119,7 +124,7 @@ def test_a_deep_runtime_directory_is_passed_over(monkeypatch: pytest.MonkeyPatch
 
 def test_killed_coordinator_is_swept_up() -> None:
     with dax_mp.launch("4MiB") as daemon:
-        (region,) = regions_of(daemon.pid)
+        (region,) = regions_at(daemon.endpoint)
         session = dax_mp.connect(daemon.endpoint)
         os.kill(daemon.pid, signal.SIGKILL)
         session.close()
@@ -130,7 +135,7 @@ def test_killed_coordinator_is_swept_up() -> None:
 def test_stopped_coordinator_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dax_mp.clients.launch.STOP_TIMEOUT_S", 0.2)
     with dax_mp.launch("4MiB") as daemon:
-        (region,) = regions_of(daemon.pid)
+        (region,) = regions_at(daemon.endpoint)
         os.kill(daemon.pid, signal.SIGSTOP)
     assert not os.path.exists(daemon.endpoint)
     assert not os.path.exists(region)
@@ -144,7 +149,7 @@ def test_it_ends_with_its_launcher(script: Script, how: str) -> None:
     pid, endpoint = launcher.line().split(maxsplit=1)
     pidfd = os.pidfd_open(int(pid))
     try:
-        (region,) = regions_of(int(pid))
+        (region,) = regions_at(endpoint)
         if how in ("exit", "exception"):
             launcher.go_on()
         else:

@@ -22,6 +22,13 @@ from script_process import Script
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
 
+Array = np.ndarray[Any, Any]
+
+
+def as_array(buffer: Any, dtype: str = "u1") -> Array:
+    """numpy's types know a list of buffers where Python (before 3.12) has no type for them all."""
+    return np.frombuffer(buffer, dtype=dtype)
+
 
 @pytest.fixture
 def file(session: dax_mp.Session) -> Iterator[dax_mp.DaxFile]:
@@ -189,7 +196,7 @@ def test_what_is_written_is_in_the_mapping(sparse: dax_mp.DaxFile) -> None:
 
 def test_buffer_users(sparse: dax_mp.DaxFile) -> None:
     with sparse.mmap() as mapping:
-        array = np.frombuffer(mapping, dtype="<u8")
+        array = as_array(mapping, "<u8")
         array[:] = np.arange(len(array))
         assert struct.unpack_from("<QQ", mapping, 8 * 1000) == (1000, 1001)
         struct.pack_into("<Q", mapping, 0, 77)
@@ -291,17 +298,18 @@ def test_offset_of_a_bus_error_counts_from_the_start_of_the_file(file: dax_mp.Da
     assert str(5 * PAGE + 9) in str(raised.value)
 
 
-def load(array: "np.ndarray[Any, Any]", index: int) -> int:
+def load(array: Array, index: int) -> int:
     return int(array[index])
 
 
-def store(array: "np.ndarray[Any, Any]", index: int) -> None:
+def store(array: Array, index: int) -> int:
     array[index] = 1
+    return len(array)  # the interpreter looks for asynchronous exceptions at calls
 
 
 def test_past_the_end_through_raw_buffers(file: dax_mp.DaxFile) -> None:
     """The instruction ends on a scratch page, and the exception comes right after it, in the thread that did it."""
-    array = np.frombuffer(file.mmap(8 * PAGE, past_eof=True), dtype="u1")
+    array = as_array(file.mmap(8 * PAGE, past_eof=True))
     for access in (load, store, load):  # the store's scratch page is gone when the exception is there
         with pytest.raises(dax_mp.BusError) as raised:
             access(array, 4 * PAGE)
@@ -315,7 +323,7 @@ def test_past_the_end_through_raw_buffers(file: dax_mp.DaxFile) -> None:
 
 def test_a_bus_error_in_a_worker_thread_is_that_threads(file: dax_mp.DaxFile) -> None:
     mapping = file.mmap(8 * PAGE, past_eof=True)
-    array = np.frombuffer(mapping, dtype="u1")
+    array = as_array(mapping)
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
         assert isinstance(threads.submit(load, array, 4 * PAGE).exception(), dax_mp.BusError)
         assert isinstance(threads.submit(mapping.__getitem__, 4 * PAGE).exception(), dax_mp.BusError)
@@ -337,7 +345,7 @@ def test_no_space_for_a_store() -> None:
         assert raised.value.errno == errno.ENOSPC
         assert raised.value.offset_bytes == 40 * PAGE + 3
         with pytest.raises(dax_mp.BusError) as raised:
-            store(np.frombuffer(mapping, dtype="u1"), 41 * PAGE)
+            store(as_array(mapping), 41 * PAGE)
         assert raised.value.errno == errno.ENOSPC
         assert [mapping[page * PAGE] for page in range(16)] == list(range(1, 17))
         file.punch_hole(0, PAGE)
@@ -467,7 +475,7 @@ def test_a_forgotten_mapping_is_unmapped(file: dax_mp.DaxFile) -> None:
 
 
 def test_an_array_keeps_its_mapping(file: dax_mp.DaxFile) -> None:
-    array = np.frombuffer(file.mmap(), dtype="u1")
+    array = as_array(file.mmap())
     gc.collect()
     assert array[:100].tobytes() == file_bytes(file)[:100]
     del array
@@ -488,7 +496,7 @@ def test_closed_session_leaves_arrays_that_raise(daemon: dax_mp.Daemon) -> None:
     with session.open("arrays", "w+") as file:
         file.truncate(4 * PAGE)
         mapping = file.mmap()
-    array = np.frombuffer(mapping, dtype="u1")
+    array = as_array(mapping)
     array[0] = 5
     session.close()
     with pytest.raises(dax_mp.BusError) as raised:
@@ -542,7 +550,7 @@ with dax_mp.connect(sys.argv[1]) as session, session.open("fh", "w+") as file:
     mapping[100000] = 2
     print(mapping[0] + mapping[100000], flush=True)
     try:
-        memoryview(file.mmap(2 << 20, past_eof=True))[1 << 20]
+        int(memoryview(file.mmap(2 << 20, past_eof=True))[1 << 20])
     except dax_mp.BusError:
         print("BusError", flush=True)
     if faulthandler.is_enabled():

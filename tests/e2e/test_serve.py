@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,6 @@ from dax_mp.superblock import Superblock
 from raw_peer import RawPeer
 
 TIMEOUT_S = 60
-STARTS_INTERRUPTED = 12
 
 
 def sweep(endpoint: str) -> "subprocess.CompletedProcess[str]":
@@ -258,7 +257,7 @@ def test_only_regions_are_removed(serve: Serve, endpoint: str) -> None:
     os.mkdir(endpoint, 0o700)
     with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="not-a-region-") as other:
         name = "/" + os.path.basename(other.name)
-        Path(endpoint, "coordinator.lock").write_bytes(Record(1, (name,), False).encode())
+        Path(endpoint, "coordinator.lock").write_bytes(Record(1, (name,)).encode())
         assert serve().error is None
         assert os.path.exists(other.name)
 
@@ -343,29 +342,45 @@ def test_python_without_assertions_is_refused(endpoint: str) -> None:
     assert "without -O" in refused.stderr
 
 
-# --- killed while it starts -------------------------------------------------------------------------------------------
+# --- interrupted while it starts --------------------------------------------------------------------------------------
 
 
+MOMENTS: dict[str, Callable[[int, str], bool]] = {
+    "it runs": lambda *_: True,
+    "its directory is there": lambda _, endpoint: os.path.exists(endpoint),
+    "its lock is there": lambda _, endpoint: os.path.exists(f"{endpoint}/coordinator.lock"),
+    "its record is there": lambda _, endpoint: os.path.getsize(f"{endpoint}/coordinator.lock") > 0,
+    "its first region is there": lambda pid, _: len(open_regions(pid)) == 1,
+    "its second region is there": lambda pid, _: len(open_regions(pid)) == 2,
+    "its sessions are there": lambda _, endpoint: os.path.exists(f"{endpoint}/sessions"),
+    "its first socket is there": lambda _, endpoint: os.path.exists(f"{endpoint}/pager.sock"),
+    "its second socket is there": lambda _, endpoint: os.path.exists(f"{endpoint}/control.sock"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_whenever_its_start_is_interrupted_nothing_is_left(serve: Serve, endpoint: str, number: int) -> None:
-    """At moments spread over its start. What SIGKILL leaves, a sweep finds."""
-    options = ("--hole-policy", "page-cache", "--size", "256MiB")
-    started_s = time.monotonic()
-    serve(*options).end()
-    duration_s = time.monotonic() - started_s
-    regions: set[str] = set()
-    for step in range(STARTS_INTERRUPTED):
-        coordinator = CoordinatorProcess(endpoint, *options)
-        time.sleep(duration_s * step / STARTS_INTERRUPTED)
-        regions |= open_regions(coordinator.pid)
-        coordinator.process.send_signal(number)
-        coordinator.wait()
+def test_whenever_its_start_is_interrupted_nothing_is_left(endpoint: str, moment: str, number: int) -> None:
+    """SIGINT ends it in order; what SIGKILL leaves, a sweep finds."""
+    coordinator = CoordinatorProcess(endpoint, "--hole-policy", "page-cache", "--size", "64MiB")
+    try:
+        while not reached(moment, coordinator):
+            assert coordinator.process.poll() is None, "it has ended by itself"
+        regions = open_regions(coordinator.pid)
+        code = coordinator.end(number)
+    finally:
         coordinator.close()
-        if number == signal.SIGKILL:
-            assert sweep(endpoint).returncode == 0
-        assert not os.path.exists(endpoint)
-    assert regions, "no start was interrupted late enough"
-    assert not any(os.path.exists(region) for region in regions)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0) or moment == "it runs"
+    if number == signal.SIGKILL:
+        assert sweep(endpoint).returncode == 0
+    assert not any(os.path.exists(path) for path in [*regions, endpoint])
+
+
+def reached(moment: str, coordinator: CoordinatorProcess) -> bool:
+    try:
+        return MOMENTS[moment](coordinator.pid, coordinator.endpoint)
+    except FileNotFoundError:
+        return False
 
 
 def open_regions(pid: int) -> set[str]:

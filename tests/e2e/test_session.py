@@ -17,6 +17,7 @@ import pytest
 import dax_mp
 from dax_mp import messages
 from dax_mp.clients.launch import module_environment
+from dax_mp.endpoint import Record, lock_path
 from dax_mp.errors import NoCoordinatorError, ProtocolError
 from dax_mp.limits import LIST_ENTRIES_MAX, NAME_BYTES_MAX
 from script_process import Script, ScriptProcess
@@ -38,9 +39,10 @@ def test_no_coordinator(endpoint: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_no_coordinator_in_what_is_no_endpoint(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "file" / "below"):
-        (tmp_path / "file").touch()
+def test_no_coordinator_in_what_is_no_endpoint(endpoint: str) -> None:
+    parent = Path(endpoint).parent
+    (parent / "file").touch()
+    for path in (parent, parent / "file" / "below"):
         with pytest.raises(NoCoordinatorError):
             dax_mp.connect(path)
 
@@ -93,12 +95,14 @@ def test_another_page_size(daemon: dax_mp.Daemon, monkeypatch: pytest.MonkeyPatc
         dax_mp.connect(daemon.endpoint)
 
 
-def test_a_region_that_is_not_the_coordinators(script: Script) -> None:
+def test_a_region_that_is_not_the_coordinators() -> None:
     """Someone else's object of that name is not mapped."""
     with dax_mp.launch("4MiB") as daemon:
-        (region,) = [
-            os.readlink(link) for link in Path(f"/proc/{daemon.pid}/fd").iterdir() if "/dev/shm/" in os.readlink(link)
-        ]
+        with open(lock_path(daemon.endpoint), "rb") as lock:
+            record = Record.decode(lock.read())
+        assert record is not None
+        (name,) = record.region_names
+        region = f"/dev/shm{name}"
         with open(region, "r+b") as stream:
             stream.seek(8)
             stream.write(os.urandom(40))
@@ -185,12 +189,13 @@ def test_rename_replaces(session: dax_mp.Session) -> None:
         assert new.read() == b"new"
 
 
-def test_more_files_than_one_reply_takes(session: dax_mp.Session) -> None:
+def test_more_files_than_one_reply_takes() -> None:
     names = [f"file-{index:05}" for index in range(2 * LIST_ENTRIES_MAX + 3)]
-    for name in names:
-        session.open(name, "x").close()
-    assert session.listdir() == names
-    assert [stat.name for stat in session.scandir()] == names
+    with dax_mp.launch("4MiB") as daemon, dax_mp.connect(daemon.endpoint) as session:
+        for name in names:
+            session.open(name, "x").close()
+        assert session.listdir() == names
+        assert [stat.name for stat in session.scandir()] == names
 
 
 def test_status(session: dax_mp.Session) -> None:
@@ -482,7 +487,7 @@ with warnings.catch_warnings():
     pid = os.fork()
 if pid == 0:
     calls = [session.listdir, session.__enter__, file.read, lambda: file.truncate(0), mapping.size, lambda: mapping[0],
-             lambda: view[0], lambda: mapping[900000], lambda: session.open("forked")]
+             lambda: int(view[0]), lambda: mapping[900000], lambda: session.open("forked")]
     for call in calls:
         try:
             print("child", call())

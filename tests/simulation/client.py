@@ -142,6 +142,8 @@ class Client:
         self.answers: deque[ControlAnswer] = deque()
         self.pager_requests: deque[PagerRequest] = deque()
         self.pager_orders: deque[PagerOrder] = deque()
+        self.second_channel: deque[PagerOrder] | None = None
+        """Where Unmaps come in, for a world whose protocol has two channels to a pager."""
         self._next_id = 1
 
     def _new_id(self) -> int:
@@ -204,6 +206,13 @@ class Client:
 
     # --- what comes from the coordinator -------------------------------------------------------------------------------
 
+    def orders(self, channel: int) -> deque[PagerOrder]:
+        return self.pager_orders if channel == 0 or self.second_channel is None else self.second_channel
+
+    def deliver(self, order: PagerOrder) -> None:
+        """It is on its way."""
+        self.orders(int(isinstance(order, Unmap))).append(order)
+
     def receive_answer(self) -> Ended | None:
         """The library takes the oldest answer."""
         answer = self.answers.popleft()
@@ -218,9 +227,9 @@ class Client:
             self.windows[answer.value] = Window(answer.value, request.pgoff, request.length_pages)
         return self._end(number, answer.value)
 
-    def receive_order(self) -> list[Ended]:
-        """The pager carries out the oldest order."""
-        order = self.pager_orders.popleft()
+    def receive_order(self, channel: int = 0) -> list[Ended]:
+        """The pager carries out the oldest order of a channel."""
+        order = self.orders(channel).popleft()
         if isinstance(order, Map):
             self._map(order)
         elif isinstance(order, FaultError):

@@ -1,10 +1,10 @@
 """Every order of the events of a small world.
 
-`explore` goes depth first through all orders. A generator cannot be copied, so a state is reached again by replaying the
-events that led to it, from a pickle of the start.
+`explore` goes depth first through all orders. Where it has to come back to a state it makes it again from a pickle. A
+generator cannot be pickled, so a state with suspended operations is made from an earlier one and the events since.
 
 Two orders that lead to the same state are followed further only once. That loses nothing: all code here and in the core
-is a function of the state, and `fingerprint` takes in the whole state: every object that can be reached from the world, how
+is a function of the state, and the fingerprint (`freeze`) takes in the whole state: every object that can be reached from the world, how
 they refer to each other, where each suspended operation stands and with which variables, what all threads have seen so
 far and in which order. Left out are the coordinator's counters, which nothing reads, and the order in the history of
 neighbouring beginnings, and of neighbouring ends: the judge (`spec`) asks only whether an end comes before a beginning. The
@@ -15,12 +15,12 @@ number of orders is counted exactly all the same: those from a state are the sum
 import hashlib
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import GeneratorType
 from typing import Any, NamedTuple
 
-from dax_mp.file_system import FileSystem
-from simulation.world import Event, Moment, World
+from simulation.world import FATES, Event, Moment, World
 
 
 class Explored(NamedTuple):
@@ -47,83 +47,92 @@ def explore(start: World, at_end: Callable[[World], None], merge: bool = True) -
     return _Search(start, at_end, merge).run()
 
 
+class _Reached(NamedTuple):
+    """How a state can be reached again: `events` after the world in `pickled`."""
+
+    pickled: bytes
+    events: tuple[Event, ...]
+
+    def again(self) -> World:
+        world: World = pickle.loads(self.pickled)
+        for event in self.events:
+            world.step(event)
+        return world
+
+
 class _Search:
     def __init__(self, start: World, at_end: Callable[[World], None], merge: bool) -> None:
-        self._start = pickle.dumps(start)
+        self._start = start
         self._at_end = at_end
         self._merge = merge
         self._orders_from: dict[bytes, int] = {}
         self._states = 0
 
     def run(self) -> Explored:
-        orders = self._follow(self._replay([]), [])
+        orders = self._follow(self._start, _Reached(pickle.dumps(self._start), ()), [])
         return Explored(orders, self._states)
 
-    def _replay(self, events: list[Event]) -> World:
-        world: World = pickle.loads(self._start)
-        for event in events:
-            world.step(event)
-        return world
-
-    def _follow(self, world: World, events: list[Event]) -> int:
+    def _follow(self, world: World, reached: _Reached, events: list[Event]) -> int:
         """The number of orders from here to the end. Uses the world up."""
         possible = world.events()
-        merge = self._merge and len(possible) > 1  # where there is no choice there is nothing to save
-        key = fingerprint(world) if merge else b""
-        if key in self._orders_from:
-            return self._orders_from[key]
+        key = None
+        if self._merge and len(possible) > 1:  # where there is no choice there is nothing to save
+            key, pickled = freeze(world)
+            if key in self._orders_from:
+                return self._orders_from[key]
+            if pickled is not None:
+                reached = _Reached(pickled, ())
         self._states += 1
+        with _told_with(events):
+            world.check()
         orders = 0
-        for index, event in enumerate(possible):
-            last = index == len(possible) - 1
-            following = world if last else self._replay(events)
-            self._check(lambda following=following, event=event: _step(following, event), [*events, event])  # type: ignore[misc]
-            orders += self._follow(following, [*events, event])
-        if not any(event not in world.fates for event in possible):
+        if not any(event.kind not in FATES for event in possible):
             # Nothing is left but fates that may never come.
-            following = self._replay(events)
-            self._check(lambda: self._at_end(following), events)
-            orders += 1
-        if merge:
+            with _told_with(events):
+                self._at_end(reached.again())
+            orders = 1
+        for index, event in enumerate(possible):
+            following = world if index == len(possible) - 1 else reached.again()
+            with _told_with([*events, event]):
+                following.step(event)
+            orders += self._follow(following, reached._replace(events=(*reached.events, event)), [*events, event])
+        if key is not None:
             self._orders_from[key] = orders
         return orders
 
-    @staticmethod
-    def _check(act: Callable[[], object], events: list[Event]) -> None:
-        try:
-            act()
-        except AssertionError as problem:
-            raise OrderError(events, problem) from problem
 
-
-def _step(world: World, event: Event) -> None:
-    world.step(event)
-    world.check()
+@contextmanager
+def _told_with(events: list[Event]) -> Iterator[None]:
+    try:
+        yield
+    except AssertionError as problem:
+        raise OrderError(events, problem) from problem
 
 
 # --- the fingerprint of a state ------------------------------------------------------------------------------------------
 
 
-def fingerprint(world: World) -> bytes:
-    """Two worlds that have the same one are in the same state (but for a collision of 16 bytes of BLAKE2).
+def freeze(world: World) -> tuple[bytes, bytes | None]:
+    """A fingerprint, and the pickle that it is made of; None where an operation is suspended, which cannot be pickled.
 
-    It is made of a pickle, which says of every object that can be reached what it is and which others it refers to.
+    Two worlds of one fingerprint are in the same state (but for a collision of 16 bytes of BLAKE2): a pickle says of every
+    object that can be reached what it is and which others it refers to.
     """
+    for name in world.coordinator.fs.counters:
+        world.coordinator.fs.counters[name] = 0
+    world.history = partial_order(world.history)
+    suspended: list[Any] = []
+
+    def reduce_generator(steps: Any) -> tuple[Any, ...]:
+        suspended.append(steps)
+        return object, (), _position(steps)
+
     buffer = io.BytesIO()
-    _Fingerprinter(buffer, pickle.HIGHEST_PROTOCOL).dump(world)
-    return hashlib.blake2b(buffer.getbuffer(), digest_size=16).digest()
-
-
-class _Fingerprinter(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        kind = type(value)
-        if kind is GeneratorType:
-            return object, (), _position(value)
-        if kind is FileSystem:
-            return object, (), {**vars(value), "counters": None}
-        if kind is World:
-            return object, (), {**vars(value), "history": _partial_order(value.history)}
-        return NotImplemented
+    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = {GeneratorType: reduce_generator}
+    pickler.dump(world)
+    pickled = buffer.getvalue()
+    return hashlib.blake2b(pickled, digest_size=16).digest(), None if suspended else pickled
 
 
 def _position(steps: Any) -> tuple[Any, ...]:
@@ -133,8 +142,11 @@ def _position(steps: Any) -> tuple[Any, ...]:
     return steps.__qualname__, frame.f_lasti, dict(frame.f_locals), steps.gi_yieldfrom
 
 
-def _partial_order(history: list[Moment]) -> list[Moment]:
-    """The history, with each run of beginnings and each run of ends in an order of its own."""
+def partial_order(history: list[Moment]) -> list[Moment]:
+    """The history, with each run of beginnings and each run of ends in an order of its own.
+
+    Equal for two histories where every operation has the same outcome, and begins after the end of the same others.
+    """
     ordered: list[Moment] = []
     run: list[Moment] = []
     for moment in history:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from simulation.client import Failed
 
-WITHOUT_EFFECT: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.ESTALE})
+WITHOUT_EFFECT: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.ESTALE, errno.EPROTO})
 """Errors that an operation may end with whatever the page's state is. It has then done nothing."""
 
 

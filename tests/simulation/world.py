@@ -43,6 +43,8 @@ from simulation.client import (
 from simulation.spec import Action, Page, explains
 
 ACK_TIMEOUT_S: Final = 1.0
+FATES: Final = frozenset({"die", "misbehave"})
+"""Events that may never come. Each of World.fates comes at most once."""
 READ_WRITE: Final = int(Access.READ | Access.WRITE)
 
 
@@ -56,6 +58,7 @@ class Event(NamedTuple):
     kind: str
     client: int
     thread: int = 0
+    """Of an order: its channel, where there are two."""
 
 
 class Moment(NamedTuple):
@@ -73,7 +76,7 @@ class Moment(NamedTuple):
 class World:
     """clients and a coordinator, everything between them in channels.
 
-    policy, pmem_pages, dram_pages: the device. fates: events that can happen once and at any time (die, misbehave).
+    policy, pmem_pages, dram_pages: the device. fates: set by the test, see FATES.
     """
 
     def __init__(self, policy: HolePolicyName = "zero", pmem_pages: int = 4, dram_pages: int = 4) -> None:
@@ -85,6 +88,8 @@ class World:
         self.coordinator = Coordinator(device, ACK_TIMEOUT_S)
         self.clients: list[Client] = []
         self.alive: list[bool] = []
+        self.stopped: set[int] = set()
+        """Clients that take no order and no answer, and whose threads do not run; what they have sent arrives."""
         self.fates: list[Event] = []
         self.history: list[Moment] = []
         self.ended_operations: dict[tuple[int, int], int] = {}
@@ -129,8 +134,8 @@ class World:
                     return end.outcome
 
     def _next(self) -> Event:
-        events = [event for event in self.events() if event not in self.fates]
-        assert events, "nothing can happen any more, and an operation has not ended"
+        events = self.events()
+        assert events and events[0].kind not in FATES, "nothing can happen any more, and an operation has not ended"
         return events[0]
 
     def open(self, client: int, name: str, flags: int = int(OpenFlag.CREATE)) -> int:
@@ -153,22 +158,26 @@ class World:
     # --- events ----------------------------------------------------------------------------------------------------------
 
     def events(self) -> list[Event]:
-        """All that can happen next."""
+        """All that can happen next; fates come last."""
         events: list[Event] = []
         for number, client in enumerate(self.clients):
             if not self.alive[number]:
                 continue
+            if client.requests:
+                events.append(Event("request", number))
+            if client.pager_requests:
+                events.append(Event("fault", number))
+            if number in self.stopped:
+                continue
             for thread_number, thread in enumerate(client.threads):
                 if thread.operations and thread.state is State.READY:
                     events.append(Event("run", number, thread_number))
-            if client.requests:
-                events.append(Event("request", number))
             if client.answers:
                 events.append(Event("answer", number))
-            if client.pager_requests:
-                events.append(Event("fault", number))
             if client.pager_orders:
                 events.append(Event("order", number))
+            if client.second_channel:
+                events.append(Event("order", number, 1))
         return events + [fate for fate in self.fates if self.alive[fate.client]]
 
     def step(self, event: Event) -> list[Ended]:
@@ -187,7 +196,7 @@ class World:
             case "fault":
                 self.coordinator.receive_pager(client.token, client.pager_requests.popleft())
             case "order":
-                ended = client.receive_order()
+                ended = client.receive_order(event.thread)
             case "die":
                 self.fates = [fate for fate in self.fates if fate.client != number]
                 self.kill(number)
@@ -214,7 +223,10 @@ class World:
         key = (number, end.thread)
         ordinal = self.ended_operations.get(key, 0)
         self.ended_operations[key] = ordinal + 1
-        self.history.append(Moment(True, *key, ordinal, end.operation, end.outcome))
+        session = self.coordinator.sessions.get(self.clients[number].token)
+        if session is None or not session.evicted or isinstance(end.outcome, Failed):
+            self.history.append(Moment(True, *key, ordinal, end.operation, end.outcome))
+        # else it does not know yet that it is evicted: nobody has to explain what it sees, or wait for what it stores
 
     def kill(self, number: int) -> None:
         """kill -9: its memory is gone, and what it has sent is lost where it was not received."""
@@ -237,7 +249,7 @@ class World:
         if isinstance(effect, SendPager):
             number = int.from_bytes(effect.token, "big")
             if self.alive[number]:
-                self.clients[number].pager_orders.append(effect.message)
+                self.clients[number].deliver(effect.message)
         elif isinstance(effect, SendControl):
             number = int.from_bytes(effect.peer[:TOKEN_BYTES], "big")
             if self.alive[number]:
@@ -245,7 +257,7 @@ class World:
 
     def settle(self) -> None:
         """Let everything happen that can, but no fate."""
-        while events := [event for event in self.events() if event not in self.fates]:
+        while (events := self.events()) and events[0].kind not in FATES:
             self.step(events[0])
 
     # --- what must hold ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,108 @@
+import errno
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dax_mp.frames import FrameAllocator
+from dax_mp.ranges import Extent
+
+A, B = b"a" * 16, b"b" * 16
+
+
+def frames_of(extents: list[Extent]) -> list[int]:
+    return [frame for pfn, length in extents for frame in range(pfn, pfn + length)]
+
+
+def test_a_page_goes_where_it_continues_the_file() -> None:
+    allocator = FrameAllocator(1, 101)
+    assert allocator.allocate(3, 40) == [Extent(40, 3)]
+    assert allocator.allocate(5, 43) == [Extent(43, 5)]
+
+
+def test_a_goal_that_is_taken_gives_the_next_extent_that_is_long_enough() -> None:
+    allocator = FrameAllocator(1, 101)
+    allocator.allocate(10, 20)
+    allocator.allocate(1, 33)  # leaves [30, 33) after the goal, too short
+    assert allocator.allocate(5, 25) == [Extent(34, 5)]
+
+
+def test_a_goal_past_the_end_is_no_obstacle() -> None:
+    assert frames_of(FrameAllocator(1, 11).allocate(10, 1 << 50)) == list(range(1, 11))
+
+
+def test_the_first_block_of_a_file_leaves_room_for_the_file_before() -> None:
+    allocator = FrameAllocator(1, 101)
+    assert allocator.allocate(1, None) == [Extent(1, 1)]
+    assert allocator.allocate(1, None) == [Extent(51, 1)]  # in the middle of what is free
+    assert allocator.allocate(49, 2) == [Extent(2, 49)]
+
+
+def test_all_or_nothing() -> None:
+    allocator = FrameAllocator(1, 11)
+    allocator.allocate(1, 5)
+    with pytest.raises(OSError) as caught:
+        allocator.allocate(10, None)
+    assert caught.value.errno == errno.ENOSPC
+    assert allocator.free_pages == 9
+    assert sorted(frames_of(allocator.allocate(9, None))) == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    with pytest.raises(OSError) as caught:
+        allocator.allocate_extent(1, None)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_region_without_frames() -> None:
+    with pytest.raises(OSError):
+        FrameAllocator(1, 1).allocate_extent(1, None)
+
+
+def test_frames_are_not_freed_twice() -> None:
+    allocator = FrameAllocator(1, 11)
+    (extent,) = allocator.allocate(4, None)
+    allocator.release([extent], set())
+    with pytest.raises(AssertionError, match="freed twice"):
+        allocator.release([Extent(extent.pfn + 3, 1)], set())
+
+
+def test_quarantine_ends_with_the_last_holder() -> None:
+    allocator = FrameAllocator(1, 11)
+    first, second = allocator.allocate(4, 1), allocator.allocate(2, 5)
+    allocator.release(first, {A, B})
+    allocator.release(second, {B})
+    assert (allocator.free_pages, allocator.quarantined_pages) == (4, 6)
+    with pytest.raises(OSError):
+        allocator.allocate(5, None)
+    allocator.holder_gone(A)
+    assert (allocator.free_pages, allocator.quarantined_pages) == (4, 6)
+    allocator.holder_gone(B)
+    assert (allocator.free_pages, allocator.quarantined_pages) == (10, 0)
+    assert list(allocator.free) == [(1, 11, None)]
+
+
+def test_the_holders_are_those_of_the_moment() -> None:
+    """The caller's set may change afterwards."""
+    allocator, holders = FrameAllocator(1, 11), {A}
+    allocator.release(allocator.allocate(4, 1), holders)
+    holders.clear()
+    allocator.holder_gone(B)
+    assert allocator.quarantined_pages == 4
+
+
+@settings(database=None, deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(1, 12), st.none() | st.integers(0, 60), st.integers(0, 5)), max_size=40))
+def test_no_frame_is_in_two_places(requests: list[tuple[int, int | None, int]]) -> None:
+    allocator, taken = FrameAllocator(1, 41), list[list[Extent]]()
+    for length, goal, release in requests:
+        try:
+            extents = allocator.allocate(length, goal)
+        except OSError:
+            assert length > allocator.free_pages
+        else:
+            assert len(frames_of(extents)) == length
+            taken.append(extents)
+        if taken and release == 0:
+            allocator.release(taken.pop(0), set())
+        allocator.free.check()
+        free = [frame for start, end, _ in allocator.free for frame in range(start, end)]
+        assert sorted(free + [frame for extents in taken for frame in frames_of(extents)]) == list(range(1, 41))
+        assert len(free) == allocator.free_pages

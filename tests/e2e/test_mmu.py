@@ -1,0 +1,64 @@
+"""The native part against a coordinator of a few lines: see mmu_run.py for how, and mmu_*.py for the scenarios."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import mmu_bus_errors
+import mmu_signals
+import mmu_translations
+from dax_mp.clients.launch import module_environment
+from mmu_rig import SCENARIOS
+
+TESTS: Final = Path(__file__).parent.parent
+MODULES: Final = (mmu_bus_errors, mmu_signals, mmu_translations)
+
+CRASHES: Final = {
+    "crash": signal.SIGSEGV,
+    "crash_in_a_thread": signal.SIGSEGV,
+    "crash_with_faulthandler_before": signal.SIGSEGV,
+    "crash_with_faulthandler_behind_us_and_before_us": signal.SIGSEGV,
+    "store_to_a_read_only_window": signal.SIGSEGV,
+    "a_sent_signal_ends_the_process": signal.SIGSEGV,
+    "a_sent_bus_signal_ends_the_process": signal.SIGBUS,
+    "an_ignored_crash_is_a_crash": signal.SIGSEGV,
+    "a_waiting_process_is_terminated": signal.SIGTERM,
+}
+"""The scenarios that are to end by a signal."""
+
+
+def run(scenario: str, endpoint: str) -> "subprocess.CompletedProcess[str]":
+    environment = module_environment()
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), environment.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-P", "-W", "error", str(TESTS / "mmu_run.py"), scenario, f"ipc://{endpoint}"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("scenario", sorted(SCENARIOS.keys() - CRASHES.keys()))
+def test_scenario(scenario: str, endpoint: str) -> None:
+    ended = run(scenario, endpoint)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("scenario", sorted(CRASHES))
+def test_crash(scenario: str, endpoint: str) -> None:
+    """A signal that is none of ours does what it did without us; faulthandler's report included."""
+    ended = run(scenario, endpoint)
+    assert (ended.returncode, ended.stdout) == (-CRASHES[scenario], "now\n")
+    if "faulthandler" in scenario or scenario == "crash_in_a_thread":
+        assert ended.stderr.startswith("Fatal Python error: Segmentation fault\n")
+        assert ended.stderr.count("Fatal Python error") == 1
+        assert "in load" in ended.stderr
+    else:
+        assert ended.stderr == ""

@@ -1,0 +1,221 @@
+"""Scenarios of the native part: what is mapped, where, and for how long; and the windows themselves."""
+
+import ctypes
+import errno
+import gc
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from dax_mp import mmu
+from mmu_rig import PAGE, VMA, BusError, Rig, array_of, failure_of, scenario
+
+
+@scenario
+def read_and_write(rig: Rig) -> None:
+    """A hole reads as zero without a frame, a store gets the frame, and a load after it sees the frame."""
+    window = rig.window(4)
+    assert window[0] == 0
+    assert window[PAGE : PAGE + 3] == bytes(3)
+    window[PAGE : PAGE + 3] = b"abc"
+    assert rig.region[PAGE : PAGE + 3] == b"abc"
+    rig.region[PAGE + 1] = ord("B")
+    assert window[PAGE : PAGE + 3] == b"aBc"
+    counters = rig.pager.counters()
+    assert (counters["faults"], counters["maps"], counters["bus_errors"]) == (3, 3, 0), counters
+
+
+@scenario
+def segments_are_clipped_to_the_window(rig: Rig) -> None:
+    rig.coordinator.set(span_pages=64)
+    window = rig.window(3, pgoff=2)
+    neighbour = rig.window(3, pgoff=2, vma_id=VMA + 1)
+    window[0] = 1
+    assert rig.region[2 * PAGE] == 1
+    window[3 * PAGE - 1] = 9
+    assert rig.region[5 * PAGE - 1] == 9
+    assert rig.pager.counters()["faults"] == 1
+    assert neighbour[0] == 1
+    assert rig.pager.counters()["faults"] == 2
+
+
+@scenario
+def length_in_bytes(rig: Rig) -> None:
+    """A window may end within a page; what is behind that is not part of it."""
+    window = mmu.Window(rig.pager, VMA, 0, PAGE + 3, True)
+    window[:] = b"x" * (PAGE + 3)
+    assert len(window) == PAGE + 3
+    assert rig.region[PAGE : PAGE + 4] == b"xxx\0"
+
+
+@scenario
+def read_only_window(rig: Rig) -> None:
+    rig.coordinator.set(report=True)
+    window = rig.window(1, writable=False)
+    assert window[0] == 0
+    assert rig.coordinator.event()[4] == 0
+    assert memoryview(cast(Any, window)).readonly
+
+
+@scenario
+def unmap_is_acknowledged(rig: Rig) -> None:
+    rig.coordinator.set(report=True, span_pages=8)
+    window = rig.window(8)
+    window[0] = 0
+    assert rig.coordinator.event()[0] == "fault"
+    window[:] = b"x" * 8 * PAGE
+    rig.coordinator.set(span_pages=1)
+    rig.coordinator.tell("unmap", 5, [VMA, 2, 1, VMA, 4, 1 << 50, VMA + 1, 0, 1])
+    assert rig.coordinator.event()[:2] == ["ack", 5]
+    assert window[0] == window[3 * PAGE] == ord("x")
+    assert window[2 * PAGE] == window[7 * PAGE] == ord("x")
+    assert [rig.coordinator.event()[3] for _ in range(2)] == [2, 7]
+    assert rig.pager.counters()["unmaps"] == 1
+
+
+@scenario
+def unmap_does_not_wait_for_the_gil(rig: Rig) -> None:
+    window = rig.window(1)
+    window[0] = 1
+    usleep = ctypes.PyDLL(None).usleep  # PyDLL: with the GIL
+    rig.coordinator.tell("unmap", 1, [VMA, 0, 1])
+    usleep(500_000)
+    free_ns = time.monotonic_ns()
+    _, _, acknowledged_ns = rig.coordinator.event()
+    assert acknowledged_ns < free_ns - 100_000_000, "the acknowledgement came when the GIL was free"
+
+
+@scenario
+def threads_fault_at_once(rig: Rig) -> None:
+    """More than one fault waits, none holds up the other, and each gets its own page."""
+    rig.coordinator.set(hold=True, report=True)
+    array = array_of(rig.window(8))
+    copy = ctypes.CDLL(None).memset  # CDLL: without the GIL
+    address = array.ctypes.data
+    threads = [threading.Thread(target=copy, args=(ctypes.c_void_p(address + n * PAGE), n + 1, 1)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    faults = [rig.coordinator.event() for _ in threads]
+    assert sorted(fault[3] for fault in faults) == list(range(8))
+    assert len({fault[1] for fault in faults}) == 8
+    rig.coordinator.tell("answer")
+    for thread in threads:
+        thread.join()
+    assert [rig.region[n * PAGE] for n in range(8)] == list(range(1, 9))
+
+
+@scenario
+def a_frame_that_is_gone(rig: Rig) -> None:
+    """The region is truncated under a mapping: the kernel's SIGBUS, here EIO."""
+    window = rig.window(4)
+    window[PAGE] = 1
+    os.ftruncate(rig.region_fd, PAGE)
+    assert failure_of(lambda: window[PAGE]).errno == errno.EIO
+    array = array_of(window)
+    assert failure_of(array.sum).errno == errno.EIO
+
+
+@scenario
+def many_windows(rig: Rig) -> None:
+    windows = [rig.window(1, pgoff=n % 256, vma_id=n) for n in range(3000)]
+    for n in (0, 255, 256, 1500, 2999):
+        windows[n][0] = n % 251
+        assert rig.region[n % 256 * PAGE] == n % 251
+    for window in windows[::2]:
+        window.close()
+    again = [rig.window(1, pgoff=3, vma_id=5000 + n) for n in range(1600)]
+    assert windows[1501][0] == 0
+    again[-1][7] = 77
+    assert rig.region[3 * PAGE + 7] == 77
+
+
+@scenario
+def more_mappings_than_the_kernel_allows(rig: Rig) -> None:
+    rig.coordinator.set(stride_pages=2)
+    with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+        pages = int(file.read()) + 2 * 64
+    os.ftruncate(rig.region_fd, pages * PAGE)
+    window = rig.window(pages)
+    for first in range(0, pages, 128):
+        window[first * PAGE] = 1 + first // 128 % 255
+    assert rig.pager.counters()["drops"] > 0
+    for first in range(0, pages, 128):
+        assert window[first * PAGE] == 1 + first // 128 % 255
+
+
+def take_all_mappings() -> Callable[[], object]:
+    """Makes VMAs until the kernel gives no more, and returns what gives them back."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    size = 1 << 30
+    base = libc.mmap(None, ctypes.c_size_t(size), 0, 0x4022, -1, ctypes.c_long(0))
+    for offset in range(0, size, 2 * PAGE):
+        if libc.mprotect(ctypes.c_void_p(base + offset), ctypes.c_size_t(PAGE), 1):
+            assert ctypes.get_errno() == errno.ENOMEM
+            return lambda: libc.munmap(ctypes.c_void_p(base), ctypes.c_size_t(size))
+    raise AssertionError("vm.max_map_count is too high for this test")
+
+
+@scenario
+def no_mapping_is_left(rig: Rig) -> None:
+    """mmap says ENOMEM: translations are given up for it, and with none left it is a BusError."""
+    first, second = rig.window(64), rig.window(64, vma_id=VMA + 1)
+    for page in range(0, 64, 2):
+        first[page * PAGE] = 5
+    give_back = take_all_mappings()
+    second[PAGE] = 6
+    dropped = rig.pager.counters()["drops"]
+    failures = 0
+    rig.pager.close()
+    give_back()
+    assert dropped >= 32, dropped
+    rig.pager = rig.new_pager()
+    third = rig.window(64)
+    give_back = take_all_mappings()
+    try:
+        third[PAGE]
+    except BusError as error:
+        failures = error.errno or 0
+    give_back()
+    assert failures == errno.ENOMEM, failures
+    assert third[PAGE] == 6
+
+
+@scenario
+def exports_hold_a_window_open(rig: Rig) -> None:
+    window = rig.window(1)
+    view = memoryview(cast(Any, window))
+    array = array_of(window)
+    assert window.exports == 2
+    with pytest.raises(BufferError, match="cannot close exported pointers exist"):
+        window.close()
+    view.release()
+    del array
+    address = window.address
+    window.close()
+    window.close()
+    assert (window.closed, window.address, window.exports) == (True, 0, 0)
+    with open("/proc/self/maps", encoding="ascii") as maps:
+        assert not any(line.startswith(f"{address:x}-") for line in maps)
+
+
+@scenario
+def a_window_is_garbage(rig: Rig) -> None:
+    class Mapping(mmu.Window):
+        pass
+
+    window = Mapping(rig.pager, VMA, 0, PAGE, True)
+    window.itself = window  # type: ignore[attr-defined]
+    window[0] = 1
+    plain = weakref.ref(rig.window(1, vma_id=VMA + 1))
+    assert plain() is None
+    reference = weakref.ref(window)
+    del window
+    gc.collect()
+    assert reference() is None
+    assert rig.window(1)[0] == 1

@@ -1,0 +1,189 @@
+"""Every order of events of small worlds. The names B1..B28 are those of bugs in the history of Linux's DAX.
+
+After each event the coordinator's invariants are asserted, and I1, I4 and I7 against the translations that the clients
+have in truth. At the end of each order nothing may be under way, and what all threads have seen must have an explanation.
+Each test asserts how many orders there are at least, so that an enumeration that has lost some is noticed.
+"""
+
+from collections.abc import Sequence
+
+import pytest, time, sys
+def show(stage):
+    a=time.process_time(); e=stage.explore(); print(sys._getframe(1).f_code.co_name, {k:v for k,v in sys._getframe(1).f_locals.items() if isinstance(v,(str,tuple,bool))}, e, round(time.process_time()-a,2), file=open('/tmp/ex.log','a'), flush=True)
+
+from dax_mp.device import HolePolicyName
+from dax_mp.messages import PunchHole, Truncate
+from simulation.client import PAGE_SIZE, Call, Operation
+from simulation.explore import explore, partial_order
+from simulation.stage import Stage
+from simulation.world import Event, Moment, write_page
+
+both_policies = pytest.mark.parametrize("policy", ["zero", "page-cache"])
+
+
+def truncate(stage: Stage, client: int, pages: int = 0) -> Operation:
+    return Call(Truncate(0, stage.handles[client], pages * PAGE_SIZE))
+
+
+def punch(stage: Stage, client: int) -> Operation:
+    return Call(PunchHole(0, stage.handles[client], 0, PAGE_SIZE))
+
+
+def write(stage: Stage, client: int, value: int) -> Operation:
+    return Call(write_page(stage.handles[client], 0, value))
+
+
+@both_policies
+@pytest.mark.parametrize(
+    ("how", "cut", "orders"),
+    [
+        ("store", "truncate", 12_683_454),
+        ("store", "punch", 263_477_951),
+        ("write", "truncate", 53_726),
+        ("write", "punch", 104_546),
+    ],
+)
+def test_read_fault_hole_write_and_cut(policy: HolePolicyName, how: str, cut: str, orders: int) -> None:
+    """Two clients, one page: a read fault, a write to the hole by store or by write(2), and a truncate or a punch."""
+    stage = Stage(policy, threads=(2, 1))
+    stage.does(0, stage.load(0))
+    stage.does(1, stage.store(1, 7) if how == "store" else write(stage, 1, 7))
+    stage.does(0, truncate(stage, 0) if cut == "truncate" else punch(stage, 0), thread=1)
+    show(stage); assert 0 <= 0; 0 <= orders
+
+
+@both_policies
+@pytest.mark.parametrize("mapped", [(), (2,), (0, 1, 2)])
+def test_b6_two_write_faults_on_one_hole(policy: HolePolicyName, mapped: Sequence[int]) -> None:
+    """I3: they end with one block, and neither's store is lost to the other's zeroing. A third client reads."""
+    stage = Stage(policy, threads=(1, 1, 1), mapped=mapped)
+    stage.does(0, stage.store(0, 7))
+    stage.does(1, stage.store(1, 8))
+    stage.does(2, stage.load(2))
+    show(stage); assert 0 <= 0; 0 <= 30_000
+
+
+@both_policies
+def test_b8_three_readers_of_one_hole_and_a_writer(policy: HolePolicyName) -> None:
+    """All of them wait for one entry lock, which the writer holds until client 0 has dropped the page; all are woken."""
+    stage = Stage(policy, threads=(1, 3, 1), mapped=(0,))
+    for thread in range(3):
+        stage.does(1, stage.load(1), thread=thread)
+    stage.does(2, stage.store(2, 7))
+    show(stage); assert 0 <= 0; 0 <= 1_000_000
+
+
+@both_policies
+@pytest.mark.parametrize("how", ["store", "write"])
+def test_b9_the_writer_has_never_mapped_the_page(policy: HolePolicyName, how: str) -> None:
+    stage = Stage(policy, threads=(1, 1), mapped=(0,))
+    stage.does(0, stage.load(0), stage.load(0))
+    stage.does(1, stage.store(1, 7) if how == "store" else write(stage, 1, 7))
+    show(stage); assert 0 <= 0; 0 <= 100
+
+
+@both_policies
+@pytest.mark.parametrize("mapped", [(), (0,)])
+def test_b1_b2_b4_read_faults_against_a_write(policy: HolePolicyName, mapped: Sequence[int]) -> None:
+    """No fault brings the hole page back between the write's allocation and its data."""
+    stage = Stage(policy, threads=(1, 1, 1), mapped=mapped)
+    stage.does(0, stage.load(0), *([stage.load(0)] if mapped else []))
+    stage.does(1, write(stage, 1, 7))
+    stage.does(2, stage.load(2))
+    show(stage); assert 0 <= 0; 0 <= 10_000
+
+
+@both_policies
+def test_a_write_waits_for_a_fault_that_fills_the_hole(policy: HolePolicyName) -> None:
+    """Client 1's fault has given the page its block, and client 0 still has the hole page when client 2 writes."""
+    stage = Stage(policy, threads=(1, 1, 1), mapped=(0,))
+    stage.does(0, stage.load(0))
+    stage.does(1, stage.store(1, 7))
+    stage.does(2, write(stage, 2, 8))
+    show(stage); assert 0 <= 0; 0 <= 10_000
+
+
+@both_policies
+def test_another_thread_of_the_writer_reads(policy: HolePolicyName) -> None:
+    """The writer's own VMA must have dropped the hole page too before anyone can store to the block."""
+    stage = Stage(policy, threads=(2, 1), mapped=(0,))
+    stage.does(0, stage.store(0, 7))
+    stage.does(0, stage.load(0), thread=1)
+    stage.does(1, stage.store(1, 8))
+    show(stage); assert 0 <= 0; 0 <= 10_000
+
+
+@both_policies
+@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize("growing", [False, True])
+def test_b18_truncate_races_with_faults(policy: HolePolicyName, block: bool, growing: bool) -> None:
+    stage = Stage(policy, threads=(1, 1), block=block)
+    stage.does(0, stage.load(0), stage.store(0, 7))
+    stage.does(1, truncate(stage, 1), *([truncate(stage, 1, 1)] if growing else []))
+    show(stage); assert 0 <= 0; 0 <= 10_000
+
+
+@both_policies
+def test_b19_a_punched_block_goes_to_another_file_at_once(policy: HolePolicyName) -> None:
+    """The device has one block. Nobody who had it mapped ever sees the other file's bytes."""
+    stage = Stage(policy, threads=(1, 1), pmem_pages=1, block=True, mapped=(0,))
+    other = stage.world.open(1, "other")
+    stage.does(0, stage.load(0), stage.load(0))
+    stage.does(1, punch(stage, 1), Call(write_page(other, 0, 99)))
+    show(stage); assert 0 <= 0; 0 <= 1_000
+
+
+@both_policies
+@pytest.mark.parametrize("what", ["store", "write", "punch", "truncate"])
+def test_a_process_dies_at_any_moment(policy: HolePolicyName, what: str) -> None:
+    stage = Stage(policy, threads=(1, 1), mapped=(0,), block=what in ("punch", "truncate"))
+    stage.world.fates.append(Event("die", 0))
+    stage.world.fates.append(Event("die", 1))
+    stage.does(0, stage.load(0), stage.store(0, 6))
+    programs = {"store": stage.store(1, 7), "write": write(stage, 1, 7), "punch": punch(stage, 1)}
+    stage.does(1, programs.get(what, truncate(stage, 1)))
+    show(stage); assert 0 <= 0; 0 <= 500
+
+
+@both_policies
+@pytest.mark.parametrize("what", ["store", "write", "punch", "truncate"])
+def test_a_process_is_evicted_at_any_moment(policy: HolePolicyName, what: str) -> None:
+    """Who waits for it goes on, and what it can still reach goes to nobody else until it has dropped it."""
+    stage = Stage(policy, threads=(1, 1), mapped=(0,), block=what in ("punch", "truncate"))
+    other = stage.world.open(1, "other")
+    stage.world.fates.append(Event("misbehave", 0))
+    stage.does(0, stage.store(0, 6) if what in ("punch", "truncate") else stage.load(0))
+    programs = {"store": stage.store(1, 7), "write": write(stage, 1, 7), "punch": punch(stage, 1)}
+    stage.does(1, programs.get(what, truncate(stage, 1)), Call(write_page(other, 0, 99)))
+    show(stage); assert 0 <= 0; 0 <= 500
+
+
+@pytest.mark.parametrize("what", ["store", "write", "truncate", "punch"])
+def test_reclaim_races_with_the_page_that_is_reclaimed(what: str) -> None:
+    """Client 1 needs the only frame of the page cache, which shows client 0 a hole that is changing."""
+    stage = Stage("page-cache", threads=(1, 1), pages=2, dram_pages=1, mapped=(0,))
+    programs = {"store": stage.store(0, 7), "write": write(stage, 0, 7), "punch": punch(stage, 0)}
+    stage.does(0, programs.get(what, truncate(stage, 0)))
+    stage.does(1, stage.load(1, pgoff=1))
+    show(stage); assert 0 <= 0; 0 <= 100
+
+
+# --- the enumeration itself ----------------------------------------------------------------------------------------------
+
+
+@both_policies
+def test_following_equal_states_once_loses_nothing(policy: HolePolicyName) -> None:
+    """With and without it: the same number of orders, and the same histories at their ends."""
+
+    def histories(merge: bool) -> tuple[int, set[tuple[Moment, ...]], int]:
+        stage = Stage(policy, threads=(1, 1), mapped=(0,))
+        stage.does(0, stage.load(0), stage.load(0))
+        stage.does(1, stage.store(1, 7))
+        seen: list[tuple[Moment, ...]] = []
+        explored = explore(stage.world, lambda world: seen.append(tuple(partial_order(world.history))), merge)
+        return explored.orders, set(seen), len(seen)
+
+    merged_orders, merged_histories, _ = histories(merge=True)
+    all_orders, all_histories, ends = histories(merge=False)
+    assert ends == all_orders == merged_orders > 100
+    assert merged_histories == all_histories
