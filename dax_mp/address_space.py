@@ -94,7 +94,6 @@ class Vma:
         self.sequence_pages = 1
 
 
-
 class AddressSpace:
     """The mappings of one inode, and its pages in the page cache (struct address_space)."""
 

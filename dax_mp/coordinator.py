@@ -64,6 +64,8 @@ class Coordinator:
 
     def take_effects(self) -> list[Effect]:
         """What is to be done now, in this order; each is given once."""
+        if not self.fs.effects:
+            return []
         effects = self.fs.effects.copy()
         self.fs.effects.clear()
         return effects
@@ -179,9 +181,9 @@ class Coordinator:
         self._settle()
 
     def _fault(self, session: Session, fault: Fault) -> None:
-        if session.evicted:
-            return  # its pager fails every fault itself once it has the Evict
-        if not session.serving:
+        if session.state is not SessionState.SERVING:
+            if session.evicted:
+                return  # its pager fails every fault itself once it has the Evict
             raise ProtocolError("a fault before PagerHello")
         if session.faults >= FAULTS_PER_SESSION_MAX:
             raise ProtocolError(f"more than {FAULTS_PER_SESSION_MAX} faults at once")
@@ -236,6 +238,7 @@ class Coordinator:
         self.fs.device.holder_gone(session.token)
 
     def _settle(self) -> None:
-        self.fs.scheduler.run()
+        if self.fs.scheduler.ready:
+            self.fs.scheduler.run()
         if self._debug:
             validate(self.fs, self.sessions)

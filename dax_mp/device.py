@@ -21,8 +21,8 @@ FIRST_PFN: Final = 1
 class Device:
     """A PMem device.
 
-    page_size: in bytes. pmem, pmem_pages: the PMem region's memory, and how many frames it has for files, from FIRST_PFN
-    on. dram, dram_pages: likewise the DRAM region, for the "page-cache" hole policy; None and 0 with "zero".
+    page_size: in bytes. pmem, pmem_pages: the PMem region's memory, and how many frames it has for files, from
+    FIRST_PFN on. dram, dram_pages: likewise the DRAM region, for the "page-cache" hole policy; None and 0 with "zero".
     """
 
     def __init__(

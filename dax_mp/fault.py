@@ -199,7 +199,7 @@ def _present(fs: FileSystem, vma: Vma, window: PageRange, write: int) -> Iterato
 
 
 def _not_mapped(page_table: PageTable, start: int, end: int, entry: int) -> Iterator[Segment]:
-    """The parts of [start, end) that are not mapped to just this: mapping the others again would cost them their PTEs."""
+    """The parts of [start, end) that are not mapped to this yet: to map the others again would cost them their PTEs."""
     position = start
     for low, high, value in page_table.pieces(start, end):
         if value == PageTable.advance(entry, low - start):

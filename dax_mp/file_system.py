@@ -97,7 +97,8 @@ class FileSystem:
         """One user less; the last one of a file without a name frees it."""
         assert inode.users > 0, f"inode {inode.ino} has no user to put"
         inode.users -= 1
-        self._free_if_unused(inode)
+        if not inode.users:
+            self._free_if_unused(inode)
 
     def _free_if_unused(self, inode: Inode) -> None:
         if inode.users or inode.name is not None:

@@ -54,36 +54,41 @@ class FrameAllocator:
         """One extent of up to `length_pages_max` frames. Raises OSError ENOSPC when no frame is free."""
         if not self.free_pages:
             raise os_error(errno.ENOSPC)
-        pfn, free_end = (
-            self._near(goal_pfn, length_pages_max) if goal_pfn is not None else self._largest(length_pages_max)
-        )
-        end = min(free_end, pfn + length_pages_max)
-        self.free.clear(pfn, end)
+        if goal_pfn is None:
+            pfn = self._largest(length_pages_max)
+        else:
+            # A sparse file may be larger than the device: its pages are laid out in turns around it.
+            pfn = self.first_pfn + (goal_pfn - self.first_pfn) % (self.end_pfn - self.first_pfn)
+        end = self.free.take(pfn, length_pages_max)
+        if end is None:
+            pfn = self._after(pfn, length_pages_max)
+            end = self.free.take(pfn, length_pages_max)
+            assert end is not None, f"frame {pfn} is not free"
         self.free_pages -= end - pfn
         return Extent(pfn, end - pfn)
 
-    def _near(self, goal_pfn: int, length_pages: int) -> tuple[int, int]:
-        """Where to allocate at or after the goal: (first frame, end of the free extent it is in)."""
-        at_goal = self.free.before(goal_pfn)
-        if at_goal is not None and goal_pfn < at_goal[1]:
-            return goal_pfn, at_goal[1]
-        nearest = candidate = self.free.after(goal_pfn)
+    def _after(self, goal_pfn: int, length_pages: int) -> int:
+        """Where to allocate when the goal is not free: the next free extent that is long enough, or just the next."""
+        first = self.free.after(goal_pfn) or self.free.after(self.first_pfn - 1)
+        assert first is not None, f"{self.free_pages} frames are free, and none is found"
+        candidate: tuple[int, int, None] | None = first
         for _ in range(_CANDIDATES_MAX):
             if candidate is None:
                 break
             if candidate[1] - candidate[0] >= length_pages:
-                return candidate[0], candidate[1]
+                return candidate[0]
             candidate = self.free.after(candidate[0])
-        return self._largest(length_pages) if nearest is None else (nearest[0], nearest[1])
+        return first[0]
 
-    def _largest(self, length_pages: int) -> tuple[int, int]:
+    def _largest(self, length_pages: int) -> int:
+        """Where to allocate for a file that has no block yet."""
         start, end, _ = max(self.free, key=lambda piece: piece[1] - piece[0])
         if start > self.first_pfn and end - start >= 2 * length_pages:
             start += (end - start) // 2
-        return start, end
+        return start
 
     def release(self, extents: list[Extent], holders: set[bytes]) -> None:
-        """Give frames back: free at once, or, where `holders` (tokens of evicted sessions) may reach them, in quarantine.
+        """Give frames back: free at once, or in quarantine where `holders` (tokens of evicted sessions) may reach them.
 
         Precondition: no client but the holders has, or is about to receive, a translation to them (I1).
         """

@@ -1,10 +1,11 @@
 """What a read of a hole maps: the two answers of 2014.
 
-`ZeroPage`: the one global zero page, as Linux has since 4.14. It takes no memory, and a run of holes is one mapping. The
-clients map private anonymous memory read-only, which is their kernel's own zero page.
+`ZeroPage`: the one global zero page, as Linux has since 4.14. It takes no memory, and a run of holes is one mapping.
+The clients map private anonymous memory read-only, which is their kernel's own zero page.
 
-`PageCache`: a page-cache page, as DAX had until 4.13: a zeroed frame of the DRAM region, the same one for all mappers of
-that page of the file. It is kicked out when the page is written to, and reclaimed, oldest first, when the region is full.
+`PageCache`: a page-cache page, as DAX had until 4.13: a zeroed frame of the DRAM region, the same one for all mappers
+of that page of the file. It is kicked out when the page is written to, and reclaimed, oldest first, when the region is
+full.
 
 Either way the mappers are found through i_mmap, and have all dropped the page before a write to it goes on (I4).
 """

@@ -51,9 +51,12 @@ class Inode:
         return PageRange(offset_bytes // self.page_size, -(-end_bytes // self.page_size))
 
     def goal_pfn(self, pgoff: int) -> int | None:
-        """The frame that continues the file at `pgoff`: as far from the nearest block's as the pages are apart."""
+        """The frame that continues the file at `pgoff`: as far from the nearest block's as the pages are apart.
+
+        It may lie outside the device. None where the file has no block.
+        """
         nearest = self.block_map.before(pgoff) or self.block_map.after(pgoff)
         if nearest is None:
             return None
         start, _, pfn = nearest
-        return max(pfn + pgoff - start, 1)
+        return pfn + pgoff - start

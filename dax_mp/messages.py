@@ -7,8 +7,7 @@ what reaches the state machine is well formed.
 Two sockets a client, each a DEALER to a ROUTER of the coordinator:
 
 - *pager* (native, `dax_mp/mmu/pager.c`): its ZeroMQ identity is the session's token. Everything about translations goes
-  this way and in order: an Unmap can never overtake, or be overtaken by, a Map (DESIGN.md section 5). All its fields are
-  unsigned integers.
+  this way and in order: an Unmap can never overtake, or be overtaken by, a Map. All its fields are unsigned integers.
 - *control* (Python): its identity is the session's token and one or more bytes of its own. Each request carries an id
   that its Reply or Error repeats.
 
@@ -67,11 +66,8 @@ class Whence(IntEnum):
     HOLE = 4
 
 
-Check = Callable[[Any], bool]
-
-
-def _integer(maximum: int) -> Check:
-    return lambda value: type(value) is int and 0 <= value <= maximum
+Check = int | Callable[[Any], bool]
+"""What a field must be: an unsigned integer up to that, or what the function accepts."""
 
 
 def _bytes(length_max: int) -> Check:
@@ -101,8 +97,8 @@ def _anything(_value: Any) -> bool:
     return True  # the client reads it; the coordinator never decodes one
 
 
-UINT: Final = _integer(OFFSET_BYTES_MAX)
-U32: Final = _integer((1 << 32) - 1)
+UINT: Final = OFFSET_BYTES_MAX
+U32: Final = (1 << 32) - 1
 
 _types: dict[int, tuple[type[Any], tuple[Check, ...]]] = {}
 CODES: Final[dict[type[Any], int]] = {}
@@ -131,7 +127,7 @@ class PagerHello(NamedTuple):
     version: int
 
 
-@_register(2, UINT, UINT, UINT, _integer(1))
+@_register(2, UINT, UINT, UINT, 1)
 class Fault(NamedTuple):
     """A thread sleeps in the fault handler until this is answered by a Map or a FaultError with its id."""
 
@@ -218,7 +214,7 @@ class Bye(NamedTuple):
     request_id: int
 
 
-@_register(34, U32, _name, _integer(7))
+@_register(34, U32, _name, 7)
 class Open(NamedTuple):
     """flags: OpenFlag. Reply: [handle, ino, size_bytes]. ENOENT, EEXIST, EINVAL (a bad name), EMFILE."""
 
@@ -253,7 +249,7 @@ class Fstat(NamedTuple):
 
 @_register(38, U32, _text)
 class List(NamedTuple):
-    """The files whose names come after `after`, in order. Reply: as Stat, a list; the shorter than the limit is the last."""
+    """The files whose names come after `after`, by name. Reply: a list, as Stat, empty at the end."""
 
     request_id: int
     after: str
@@ -295,7 +291,7 @@ class PunchHole(NamedTuple):
     length_bytes: int
 
 
-@_register(43, U32, UINT, UINT, _integer(IO_CHUNK_BYTES_MAX))
+@_register(43, U32, UINT, UINT, IO_CHUNK_BYTES_MAX)
 class Read(NamedTuple):
     """Reply: the bytes, fewer than asked for at the end of the file. EBADF."""
 
@@ -305,7 +301,7 @@ class Read(NamedTuple):
     length_bytes: int
 
 
-@_register(44, U32, UINT, _integer(OFFSET_BYTES_MAX), _integer(1), _bytes(IO_CHUNK_BYTES_MAX))
+@_register(44, U32, UINT, OFFSET_BYTES_MAX, 1, _bytes(IO_CHUNK_BYTES_MAX))
 class Write(NamedTuple):
     """With `append`, `offset_bytes` is ignored and the data goes to the end. Reply: the offset after the data.
 
@@ -319,7 +315,7 @@ class Write(NamedTuple):
     data: bytes
 
 
-@_register(45, U32, UINT, UINT, _integer(4))
+@_register(45, U32, UINT, UINT, 4)
 class Seek(NamedTuple):
     """whence: Whence. Reply: the offset. EBADF, EINVAL, ENXIO as lseek(2)."""
 
@@ -338,7 +334,7 @@ class Extents(NamedTuple):
     after_pgoff: int
 
 
-@_register(47, U32, UINT, UINT, UINT, _integer(3))
+@_register(47, U32, UINT, UINT, UINT, 3)
 class Mmap(NamedTuple):
     """access: Access. Reply: the VMA's id. EBADF, EINVAL, ENOMEM (too many VMAs)."""
 
@@ -365,12 +361,15 @@ class Fsync(NamedTuple):
     handle: int
 
 
-@_register(50, U32, _name)
+@_register(50, U32, _name, UINT)
 class Maps(NamedTuple):
-    """The rmap of a file. Reply: a list of VMAs (`Coordinator.maps`). ENOENT."""
+    """The rmap of a file: the VMAs after `after_vma_id` (ids start at 1). Reply: a list (`requests.maps`), empty at the
+    end. ENOENT.
+    """
 
     request_id: int
     name: str
+    after_vma_id: int
 
 
 @_register(51, U32)
@@ -450,6 +449,7 @@ def decode(data: bytes) -> Any:
     if len(fields) != len(checks) + 1:
         raise ProtocolError(f"{cls.__name__} with {len(fields) - 1} fields, not {len(checks)}")
     for index, check in enumerate(checks, 1):
-        if not check(fields[index]):
+        field = fields[index]
+        if not (type(field) is int and 0 <= field <= check if isinstance(check, int) else check(field)):
             raise ProtocolError(f"{cls.__name__}: field {index} is not as the schema has it")
     return cls(*fields[1:])

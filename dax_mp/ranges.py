@@ -1,11 +1,11 @@
 """Half-open ranges of integers, and maps from them to values.
 
 A `RangeMap` is the one data structure for everything that is known by range: a file's block map (page to frame), what a
-VMA has mapped (page to page-table entry), the frames that are free. Neighbouring pieces that continue each other are one
-piece, so what is contiguous costs the same however long it is.
+VMA has mapped (page to page-table entry), the frames that are free. Neighbouring pieces that continue each other are
+one piece, so what is contiguous costs the same however long it is.
 
-It keeps its pieces in three plain sorted lists. A search is a bisection; an insertion moves the tail of the lists, which
-stays below the cost of one message up to some hundred thousand pieces. The balanced structures that would not (a
+It keeps its pieces in three plain sorted lists. A search is a bisection; an insertion moves the tail of the lists,
+which stays below the cost of one message up to some hundred thousand pieces. The balanced structures that would not (a
 sortedcontainers.SortedDict) weigh 1.6 KiB when empty, and there is one of these maps for each VMA.
 """
 
@@ -135,6 +135,22 @@ class RangeMap(Generic[V]):
         self._values[first:last] = values
         return removed
 
+    def take(self, start: int, length_max: int) -> int | None:
+        """Take up to `length_max` points from `start` on out of the piece that has it, and no further.
+
+        Returns where what was taken ends; None where `start` has no value.
+        """
+        index = bisect_right(self._starts, start) - 1
+        if index < 0 or start >= self._ends[index]:
+            return None
+        end = min(self._ends[index], start + length_max)
+        if start == self._starts[index] and end < self._ends[index]:
+            self._values[index] = self.advance(self._values[index], end - start)
+            self._starts[index] = end
+        else:
+            self.clear(start, end)
+        return end
+
     def set(self, start: int, end: int, value: V) -> None:
         """Give [start, end) the values that begin with `value`, in place of what was there."""
         assert start < end, f"empty range [{start}, {end})"
@@ -170,7 +186,7 @@ class RangeMap(Generic[V]):
 
 
 class BlockMap(RangeMap[int]):
-    """pgoff to pfn: a piece is an extent, so one that continues the other in the file and on the device is one piece."""
+    """pgoff to pfn. A piece is an extent: two that follow each other in the file and on the device are one."""
 
     __slots__ = ()
 

@@ -1,15 +1,16 @@
 """What a client may ask for on its control socket: one function a request.
 
-Each takes the file system, the session and the request, and returns the reply's value, or, when it may have to wait, the
-steps that lead to it. An OSError becomes an Error reply; nothing else is expected to be raised.
+Each takes the file system, the session and the request, and returns the reply's value, or, when it may have to wait,
+the steps that lead to it. An OSError becomes an Error reply; nothing else is expected to be raised.
 """
 
 import errno
 from collections.abc import Callable, Generator
+from itertools import islice
 from typing import Any, Final
 
 from dax_mp import messages, read_write, truncate
-from dax_mp.address_space import Vma, unpack_pte
+from dax_mp.address_space import Vma, pte_fields
 from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
 from dax_mp.inode import Inode
@@ -19,7 +20,7 @@ from dax_mp.session import Session
 from dax_mp.transaction import Steps
 
 MAPPED_ENTRIES_MAX: Final = 4096
-"""Page-table pieces that Maps gives of one VMA."""
+"""Page-table pieces that one reply to Maps gives; of a VMA that has more, the first ones."""
 
 
 def _inode(session: Session, handle: int) -> Inode:
@@ -81,7 +82,14 @@ def fstat(_fs: FileSystem, session: Session, request: messages.Fstat) -> dict[st
 
 
 def list_files(fs: FileSystem, _session: Session, request: messages.List) -> list[dict[str, Any]]:
-    return [_stat(inode) for inode in fs.list_after(request.after, LIST_ENTRIES_MAX)]
+    stats: list[dict[str, Any]] = []
+    entries = 0
+    for inode in fs.list_after(request.after, LIST_ENTRIES_MAX):
+        stats.append(_stat(inode))
+        entries += 1 + len(stats[-1]["mappers"])
+        if entries >= LIST_ENTRIES_MAX:
+            break
+    return stats
 
 
 def unlink(fs: FileSystem, _session: Session, request: messages.Unlink) -> None:
@@ -158,16 +166,22 @@ def fsync(_fs: FileSystem, session: Session, request: messages.Fsync) -> None:
 def maps(fs: FileSystem, _session: Session, request: messages.Maps) -> list[dict[str, Any]]:
     """For each VMA: pid, evicted, vma_id, pgoff, length_pages, access, and mapped: (pgoff, length_pages, target, pfn,
     access) for each piece of its page table, flat."""
-    return [_map_entry(vma) for vma in fs.lookup(request.name).mapping.i_mmap.values()]
+    entries: list[dict[str, Any]] = []
+    pieces = 0
+    for vma in fs.lookup(request.name).mapping.i_mmap.values():  # by id: they are made in that order
+        if vma.vma_id <= request.after_vma_id:
+            continue
+        entries.append(_map_entry(vma))
+        pieces += 1 + len(vma.page_table)
+        if len(entries) >= LIST_ENTRIES_MAX or pieces >= MAPPED_ENTRIES_MAX:
+            break
+    return entries
 
 
 def _map_entry(vma: Vma) -> dict[str, Any]:
     mapped: list[int] = []
-    for start, end, entry in vma.page_table:
-        target, pfn, access = unpack_pte(entry)
-        mapped += (start, end - start, int(target), pfn, int(access))
-        if len(mapped) >= 5 * MAPPED_ENTRIES_MAX:
-            break
+    for start, end, entry in islice(vma.page_table, MAPPED_ENTRIES_MAX):
+        mapped += (start, end - start, *pte_fields(entry))
     return {
         "pid": vma.session.pid,
         "evicted": vma.session.evicted,

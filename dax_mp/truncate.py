@@ -34,7 +34,7 @@ def extend(fs: FileSystem, inode: Inode, size_bytes: int) -> None:
     A store past the old end, into the last page, which is mapped whole, must not become part of the file (I6).
     """
     if size_bytes > inode.size_bytes:
-        fs.device.zero_bytes(inode, inode.size_bytes, min(size_bytes, inode.size_pages * inode.page_size))
+        fs.device.zero_bytes(inode, inode.size_bytes, inode.size_pages * inode.page_size)
         inode.size_bytes = size_bytes
 
 

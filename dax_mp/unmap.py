@@ -84,14 +84,16 @@ class Unmapper:
         Postcondition: no process has a translation to them, but for those whose tokens are returned: evicted sessions
         that have not acknowledged.
         """
+        mapped = [(vma, span) for pages in page_ranges for vma, span in inode.mapping.mapped(pages)]
+        if not mapped:
+            return set()
         broadcast = _Broadcast(self._scheduler)
         ranges_of: dict[Session, list[tuple[Vma, PageRange]]] = {}
-        for pages in page_ranges:
-            for vma, span in inode.mapping.mapped(pages):
-                if vma.session.evicted:
-                    broadcast.evicted.append(vma.session)
-                else:
-                    ranges_of.setdefault(vma.session, []).append((vma, span))
+        for vma, span in mapped:
+            if vma.session.evicted:
+                broadcast.evicted.append(vma.session)
+            else:
+                ranges_of.setdefault(vma.session, []).append((vma, span))
         for session, ranges in ranges_of.items():
             for first in range(0, len(ranges), SEGMENTS_MAX):
                 self._send(session, ranges[first : first + SEGMENTS_MAX], broadcast)

@@ -1,7 +1,7 @@
-"""The invariants that can be read off the state, as assertions. The design document (dax_mp/README.md) says them in words.
+"""The invariants that can be read off the state, as assertions. The design document, dax_mp/README.md, has the words.
 
-Called after every event in tests, and with `dax-mp serve --debug`. What only the clients can show (I6, and that I7 holds
-against what they have really mapped) is checked where clients are simulated.
+Called after every event in tests, and with `dax-mp serve --debug`. What only the clients can show (I6, and that I7
+holds against what they have really mapped) is checked where clients are simulated.
 """
 
 from collections.abc import Mapping
