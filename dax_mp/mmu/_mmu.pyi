@@ -44,7 +44,10 @@ class Pager:
         """
 
     def counters(self) -> dict[str, int]:
-        """Since the start: faults, bus_errors, maps and unmaps (messages), drops (mappings given up for vm.max_map_count)."""
+        """Since the start: faults, bus_errors, maps and unmaps (messages), and drops.
+
+        Drops are mappings given up for vm.max_map_count.
+        """
 
 class Window:
     """A range of reserved address space that shows `length_bytes` of a file from page `pgoff` on.
@@ -57,7 +60,10 @@ class Window:
         """Reserve the range and let faults on it go to `pager`. Raises OSError (ENOMEM)."""
 
     def close(self) -> None:
-        """Drop the translations and give the address space back. BufferError while exports are out. May be called again."""
+        """Drop the translations and give the address space back. May be called again.
+
+        Raises BufferError while exports are out.
+        """
 
     @property
     def closed(self) -> bool: ...

@@ -4,8 +4,10 @@
  * siglongjmp(), and the method raises at once. Nothing is put in the place of the page, so no store is lost unseen.
  *
  * Any other access (numpy, memoryview, C code) cannot be left: the instruction has to end. The pager puts a scratch
- * page under it, and an asynchronous exception waits for the thread at its next bytecode. The exception's constructor
- * calls bus_error_take(), which drops the scratch pages, so that later accesses fault again.
+ * page under it, and an asynchronous exception waits for the thread at the next place where the interpreter looks for
+ * one: after a call of a C function, at the entry of a Python function, at a jump back. (So a lone `array[0] = 1` in a
+ * `try` raises behind it.) The exception's constructor calls bus_error_take(), which drops the scratch pages, so that
+ * later accesses fault again.
  *
  * The exception is set with PyThreadState_SetAsyncExc(), which needs the GIL. Who calls it:
  * - The handler itself, when this thread holds the GIL. The call takes the lock of the list of threads and sets a
@@ -84,8 +86,8 @@ bool guarded_copy(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_
 /* --- delivery ---------------------------------------------------------------------------------------------------- */
 
 /* A slot goes FREE -> FILLING -> WAITED_FOR or LEFT -> (DONE ->) FREE. The poster moves it up to WAITED_FOR, or LEFT
- * when it does not wait (any more), and from DONE to FREE; the delivery thread moves it from WAITED_FOR to DONE and from
- * LEFT to FREE. So whoever is last frees it, and nobody writes to the stack of a thread that has gone on.
+ * when it does not wait (any more), and from DONE to FREE; the delivery thread moves it from WAITED_FOR to DONE and
+ * from LEFT to FREE. So whoever is last frees it, and nobody writes to the stack of a thread that has gone on.
  */
 enum slot_state { FREE, FILLING, WAITED_FOR, LEFT, DONE };
 

@@ -1,15 +1,15 @@
 /* The pager thread: one per session, between the threads that fault and the coordinator.
  *
  * Everything about the session's translations goes down one ZeroMQ connection (zmtp.c) in order, and this thread alone
- * acts on what comes: a Map is in place before the next message is read, and an Unmap is acknowledged after the last page
- * is gone. It never takes the GIL, so an unmap is answered whatever Python does.
+ * acts on what comes: a Map is in place before the next message is read, and an Unmap is acknowledged after the last
+ * page is gone. It never takes the GIL, so an unmap is answered whatever Python does.
  *
  * Posting. A faulting thread pushes its `struct fault` on `posted`, sends its Fault itself, and sleeps. The pager takes
- * the whole list in one exchange before it looks for the fault that an answer is for: the push came before the send, and
- * that before the answer, so it is there. No limit, no allocation, and no entry that comes back while someone looks
- * (ABA). When the pager has stopped serving, `posted` is SEALED: nothing can be pushed any more, and whatever was pushed
- * before has been failed by the one who sealed it. So no thread waits for ever. `posting` counts the threads between
- * their push and the end of their send: the socket is closed when there are none.
+ * the whole list in one exchange before it looks for the fault that an answer is for: the push came before the send,
+ * and that before the answer, so it is there. No limit, no allocation, and no entry that comes back while someone looks
+ * (ABA). When the pager has stopped serving, `posted` is SEALED: nothing can be pushed any more, and whatever was
+ * pushed before has been failed by the one who sealed it. So no thread waits for ever. `posting` counts the threads
+ * between their push and the end of their send: the socket is closed when there are none.
  *
  * Why it stops serving (`error`):
  * - ESTALE, or the reason given, after Evict or pager_stop(): nothing is mapped any more. After Evict the thread goes
@@ -246,6 +246,8 @@ static int on_map(struct pager *pager, const struct message *message)
     for (size_t i = 0; i < count; i++)
         if (!is_valid_segment(pager, &segments[i]))
             return EPROTO;
+    if (atomic_load(&pager->error)) /* nothing is mapped any more, and that stays so */
+        return 0;
     windows_lock();
     window = window_of(pager, message->fields[1]); /* NULL: it was closed meanwhile */
     for (size_t i = 0; window && i < count && !error; i++)
@@ -387,6 +389,7 @@ static void *run(void *argument)
     seal(pager, error); /* where pager_stop() ended it, that has said why */
     if (error == EPROTO)
         unmap_all(pager);
+    shutdown(pager->zmtp.fd, SHUT_RDWR); /* the coordinator sees that nobody reads, and who waits to send goes on */
     return NULL;
 }
 

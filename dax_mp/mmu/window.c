@@ -397,6 +397,7 @@ static bool extend_scratch(_Atomic uint64_t *range, uint64_t first_page, uint64_
 
 static void remember_scratch(struct window *window, uint64_t first_page, uint64_t length_pages)
 {
+    uint64_t range = scratch_range(first_page, length_pages);
     bool remembered = false;
 
     for (size_t i = 0; i < SCRATCH_RANGES && !remembered; i++)
@@ -404,7 +405,7 @@ static void remember_scratch(struct window *window, uint64_t first_page, uint64_
     for (size_t i = 0; i < SCRATCH_RANGES && !remembered; i++) {
         uint64_t none = 0;
 
-        remembered = atomic_compare_exchange_strong(&window->scratch[i], &none, scratch_range(first_page, length_pages));
+        remembered = atomic_compare_exchange_strong(&window->scratch[i], &none, range);
     }
     if (!remembered)
         atomic_store(&window->scratch_everywhere, true);

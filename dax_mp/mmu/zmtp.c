@@ -147,12 +147,24 @@ static int fill_until(struct zmtp *zmtp, int64_t deadline_ns)
     return error;
 }
 
+/* connect() again where a signal ended it: nothing has come of it then (unix_stream_connect). */
+static int connect_path(int fd, const struct sockaddr_un *address)
+{
+    int result;
+
+    do
+        result = connect(fd, (const struct sockaddr *)address, sizeof *address);
+    while (result < 0 && errno == EINTR);
+    return result < 0 ? errno : 0;
+}
+
 static int open_socket(const char *path, int64_t deadline_ns, int *opened)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int64_t left_ns = deadline_ns - monotonic_ns();
     struct timeval left = {.tv_sec = left_ns / 1000000000, .tv_usec = left_ns % 1000000000 / 1000};
     size_t length = strlen(path);
+    int error;
 
     if (length >= sizeof address.sun_path)
         return ENAMETOOLONG;
@@ -163,9 +175,8 @@ static int open_socket(const char *path, int64_t deadline_ns, int *opened)
     /* connect() waits while the listener's queue is full; this is its only time limit (unix_stream_connect). */
     if (left_ns <= 0 || setsockopt(*opened, SOL_SOCKET, SO_SNDTIMEO, &left, sizeof left))
         return ETIMEDOUT;
-    if (connect(*opened, (const struct sockaddr *)&address, sizeof address))
-        return errno == EAGAIN ? ETIMEDOUT : errno;
-    return 0;
+    error = connect_path(*opened, &address);
+    return error == EAGAIN ? ETIMEDOUT : error;
 }
 
 static int receive_greeting(struct zmtp *zmtp, int64_t deadline_ns)
