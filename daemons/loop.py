@@ -80,7 +80,7 @@ class Loop:
 
     def run(self) -> None:
         while not self._processes.stop_requested:
-            more = self._pager.may_have_more() or self._control.may_have_more()
+            more = self._pager.may_have_more or self._control.may_have_more
             ready = [descriptor for descriptor, _ in self._poll.poll(0 if more else self._timeout_ms())]
             self._coordinator.tick(self._clock.advance())
             self._carry_out_effects()
@@ -101,9 +101,10 @@ class Loop:
     def _serve_pager(self) -> None:
         coordinator, pager = self._coordinator, self._pager
         for _ in range(PAGER_BATCH_MESSAGES):
-            if not pager.readable():
+            received = pager.receive()
+            if received is None:
                 return
-            token, data = pager.receive()
+            token, data = received
             if not coordinator.has_session(token):
                 self._count_protocol_error()  # nobody, or a session that has ended: there is no one to tell
             else:
@@ -119,9 +120,10 @@ class Loop:
 
     def _serve_control(self) -> None:
         for _ in range(CONTROL_BATCH_MESSAGES):
-            if not self._control.readable():
+            received = self._control.receive()
+            if received is None:
                 return
-            peer, data = self._control.receive()
+            peer, data = received
             try:
                 message = decode(data)
                 if type(message) not in _CONTROL_REQUESTS:

@@ -74,10 +74,11 @@ class Region:
         """
         length_bytes = self.superblock.length_bytes
         status = os.fstatvfs(self.fd)
-        free_bytes = status.f_bavail * status.f_frsize
         # Asked first: where the machine has less memory than /dev/shm promises, trying is what would hurt. A tmpfs
         # without a limit says that it has no blocks at all.
-        if status.f_blocks and length_bytes > free_bytes:
+        free_bytes = status.f_bavail * status.f_frsize if status.f_blocks else length_bytes
+        free_bytes = min(free_bytes, _available_memory_bytes())
+        if length_bytes > free_bytes:
             raise self._no_space(free_bytes)
         try:
             for offset_bytes in range(0, length_bytes, RESERVE_CHUNK_BYTES):
@@ -109,6 +110,13 @@ def _create(name: str) -> int:
     except (posix_ipc.ExistentialError, posix_ipc.PermissionsError) as error:
         raise _os_error(error, "cannot make a region", name) from error
     return fd
+
+
+def _available_memory_bytes() -> int:
+    """What can be taken without swapping, as the kernel estimates it (proc_meminfo(5), MemAvailable)."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        available_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return available_kib * 1024
 
 
 def unlink_region(name: str) -> None:

@@ -10,8 +10,6 @@ from dax_mp.limits import MESSAGE_BYTES_MAX
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _NOBLOCK_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _RCVMORE: Final = int(zmq.RCVMORE)
-_EVENTS: Final = int(zmq.EVENTS)
-_POLLIN: Final = int(zmq.POLLIN)
 
 
 class Router:
@@ -23,7 +21,8 @@ class Router:
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", address: str, queue_messages: int) -> None:
         self.socket = context.socket(zmq.ROUTER)
-        self._passed_over = True
+        self.may_have_more = True
+        """There may be a message that `fileno` does not tell of: something was done after `receive` gave None."""
         self.socket.linger = 0
         self.socket.router_mandatory = 1
         self.socket.maxmsgsize = MESSAGE_BYTES_MAX
@@ -37,33 +36,29 @@ class Router:
         finally:
             os.umask(mask)
         self.fileno = int(self.socket.fd)
-        """Becomes readable when something new has come since `readable` was last false."""
+        """Becomes readable when something comes after `receive` gave None, if nothing else is done with the socket."""
 
-    def readable(self) -> bool:
-        """Is there a message?"""
-        self._passed_over = bool(self.socket.get(_EVENTS) & _POLLIN)  # type: ignore[operator]
-        return self._passed_over
-
-    def may_have_more(self) -> bool:
-        """Is there a message that `fileno` does not tell of, because the last look at the socket came before it?"""
-        return self._passed_over and self.readable()
-
-    def receive(self) -> tuple[bytes, bytes]:
+    def receive(self) -> tuple[bytes, bytes] | None:
         """The next message: its sender's identity and its one frame; no bytes where it has any other number of frames.
 
-        Precondition: `readable()`, or the poller says so.
+        None where there is no message: `fileno` tells of the next one.
         """
         socket = self.socket
-        peer = socket.recv(_NOBLOCK)
+        try:
+            peer = socket.recv(_NOBLOCK)
+        except zmq.Again:
+            self.may_have_more = False
+            return None
         data = socket.recv(_NOBLOCK)
         while socket.get(_RCVMORE):
             socket.recv(_NOBLOCK)
             data = b""
+        self.may_have_more = True
         return peer, data
 
     def send(self, peer: bytes, data: bytes) -> bool:
         """False where the peer is gone, or has not read for so long that its queue is full."""
-        self._passed_over = True  # libzmq looks at what has come when it sends
+        self.may_have_more = True  # libzmq looks at what has come when it sends
         try:
             self.socket.send(peer, _NOBLOCK_MORE)
         except zmq.Again:
