@@ -10,7 +10,7 @@ from typing import Any
 
 import posix_ipc
 
-from dax_mp.clients.channel import Coordinator
+from dax_mp.clients.channel import CoordinatorProcess
 from dax_mp.endpoint import LOCK_QUERY, check_endpoint, default_endpoint, lock_holder, lock_path, session_path
 from dax_mp.errors import NoCoordinatorError, ProtocolError, os_error
 from dax_mp.superblock import SUPERBLOCK_BYTES, Superblock
@@ -23,7 +23,7 @@ def user_endpoint() -> str:
     return default_endpoint(os.environ, tempfile.gettempdir(), os.getuid())
 
 
-def find_coordinator(endpoint: str) -> Coordinator:
+def find_coordinator(endpoint: str) -> CoordinatorProcess:
     """The process that holds the endpoint's lock, with a pidfd on it.
 
     Raises NoCoordinatorError where there is none, OSError (ENAMETOOLONG, EACCES, ...) where the endpoint cannot be one.
@@ -43,7 +43,7 @@ def find_coordinator(endpoint: str) -> Coordinator:
                 continue  # it has died since, and its lock with it
             # Still the holder, so it was alive when the pidfd was opened: the pid cannot have been given to another.
             if _lock_holder(lock_fd) == pid:
-                return Coordinator(endpoint, pid, pidfd)
+                return CoordinatorProcess(endpoint, pid, pidfd)
             os.close(pidfd)
     finally:
         os.close(lock_fd)
@@ -92,8 +92,9 @@ def open_region(name: str, kind: str, pages: int, welcome: dict[str, Any]) -> in
     """
     try:
         fd: int = posix_ipc.SharedMemory(name).fd
-    except posix_ipc.Error as error:
-        raise os_error(errno.EACCES, f"the coordinator's {kind} region cannot be opened: {error}", name) from error
+    except posix_ipc.Error as error:  # not OSErrors, and without a number
+        code = errno.ENOENT if isinstance(error, posix_ipc.ExistentialError) else errno.EACCES
+        raise os_error(code, f"the coordinator's {kind} region cannot be opened: {error}", name) from error
     try:
         expected = Superblock(kind, welcome["page_size"], pages, welcome["uuid"])
         found = Superblock.unpack(os.pread(fd, SUPERBLOCK_BYTES, 0))

@@ -1,9 +1,10 @@
 """BusError: an access to a mapping had nothing to map. Where Linux sends SIGBUS, this is raised.
 
 The native side knows what happened (`mmu.take_bus_error`) and when to raise it, and calls the class without
-arguments: at once in a mapping's own methods and slices; after an access through a raw buffer, in the thread that made
-it, when the interpreter next looks for an asynchronous exception: at the latest when a call ends or begins, or a loop
-turns. So a `try` around a lone `array[i] = 1` is left before it is raised; one around a function that does it is not.
+arguments: at once in a mapping's own methods and slices; after an access through a raw buffer, in the thread that
+made it, when the interpreter next looks for an asynchronous exception. It does so where a Python function begins,
+where a loop turns and after most calls; so a `try` around a lone `array[i] = 1` is left before the exception comes,
+one around a function that goes on to do more is not.
 """
 
 import errno

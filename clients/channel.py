@@ -35,7 +35,7 @@ _LANE_NUMBER_BYTES: Final = 4
 _REQUEST_IDS: Final = (1 << 32) - 1
 
 
-class Coordinator(NamedTuple):
+class CoordinatorProcess(NamedTuple):
     """The process that serves at an endpoint."""
 
     endpoint: str
@@ -55,7 +55,7 @@ class _Lane:
     """One control socket, used by one thread at a time."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], coordinator: Coordinator, identity: bytes, closing: int
+        self, context: zmq.Context[zmq.Socket[bytes]], coordinator: CoordinatorProcess, identity: bytes, closing: int
     ) -> None:
         self._coordinator = coordinator
         self._closing = closing
@@ -107,12 +107,13 @@ class _Lane:
 class Channel:
     """A session's way to the coordinator. Any thread may use it."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], coordinator: Coordinator, token: bytes) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], coordinator: CoordinatorProcess, token: bytes) -> None:
         self._context = context
         self._coordinator = coordinator
         self._token = token
         self._closing = os.eventfd(0)
-        self._changed = threading.Condition(threading.Lock())
+        # A lock that may be taken again: a destructor or a signal handler may make a request in the middle of one.
+        self._changed = threading.Condition(threading.RLock())
         # Protected by _changed: _lanes (all that are open), _idle (those no thread uses), _lanes_made, _closed.
         self._lanes: set[_Lane] = set()
         self._idle: list[_Lane] = []
@@ -120,18 +121,15 @@ class Channel:
         self._closed = False
         self._inherited = False
         self.holdings = Holdings()
-        self._welcome: Any = None  # the answer to the first Hello
 
     def hello(self, timeout_s: float) -> Any:
         """Begin the session. Returns the coordinator's welcome. Raises ProtocolError, TimeoutError, OSError."""
-        lane = self._take(time.monotonic() + timeout_s)
-        self._give_back(lane)
-        return self._welcome
+        return self.request(messages.Hello, messages.PROTOCOL_VERSION, timeout_s=timeout_s)
 
     def check(self) -> None:
         """Raises ValueError after close(), OSError (ESTALE) in a child that a fork made."""
         if self._inherited:
-            text = "this session belongs to the parent process: connect() again in the child"
+            text = "this session belongs to the parent process; connect() again in the child"
             raise os_error(errno.ESTALE, text, self._coordinator.endpoint)
         if self._closed:
             raise ValueError("the session is closed")
@@ -232,8 +230,6 @@ class Channel:
             with self._changed:
                 self._drop(lane)
             raise
-        if self._welcome is None:
-            self._welcome = answer.value
         return lane
 
     def _give_back(self, lane: _Lane) -> None:

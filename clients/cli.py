@@ -186,12 +186,13 @@ def demo(size: int | None) -> int:
 @click.option("--seconds", type=click.FloatRange(0.1, 86400), default=10.0, show_default=True)
 @click.option("--seed", type=int, help="Of the random choices. Default: a new one, which is printed.")
 @click.option("--hole-policy", type=click.Choice(HOLE_POLICIES), default="zero", show_default=True)
+@click.option("--no-kill", is_flag=True, help="Let every process live: else one is killed now and then.")
 @json_option
-def stress(processes: int, seconds: float, seed: int | None, hole_policy: str, json_output: bool) -> int:
+def stress(processes: int, seconds: float, seed: int | None, hole_policy: str, no_kill: bool, json_output: bool) -> int:
     """Let many processes use shared files at random, and check every byte that they see."""
     from dax_mp.clients.stress import run_stress
 
-    return run_stress(processes, seconds, seed, hole_policy, json_output)
+    return run_stress(processes, seconds, seed, hole_policy, json_output, kill=not no_kill)
 
 
 # --- the frame around them -----------------------------------------------------------------------------------------

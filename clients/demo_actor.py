@@ -5,7 +5,7 @@ import hashlib
 import os
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dax_mp.clients.bus_error import BusError
 from dax_mp.clients.child import Child, ChildError
@@ -23,7 +23,10 @@ class SawBusError(NamedTuple):
     errno: int
 
     def __str__(self) -> str:
-        return "BusError: past the end" if self.errno == errno.EFAULT else f"BusError: {os.strerror(self.errno)}"
+        return "BusError: past the end" if self == PAST_THE_END else f"BusError: {os.strerror(self.errno)}"
+
+
+PAST_THE_END: Final = SawBusError(errno.EFAULT)
 
 
 class Hashed(NamedTuple):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dax_mp.clients.demo_actor import ActorProcess, SawBusError
+from dax_mp.clients.demo_actor import ActorProcess
 from dax_mp.clients.launch import Daemon, launch
 from dax_mp.clients.session import connect
 
@@ -193,14 +193,3 @@ def _entry_text(first: "PageTableEntry | None", pages: int) -> str:
         first.target, first.target
     )
     return f"{name}, {'rw' if first.writable else 'ro'}"
-
-
-def short(digest: str) -> str:
-    """A digest that fits into a line."""
-    return f"{digest[:16]}..."
-
-
-def saw_past_the_end() -> SawBusError:
-    import errno
-
-    return SawBusError(errno.EFAULT)

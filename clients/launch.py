@@ -60,8 +60,7 @@ class Daemon:
                 return
             self._closed = True
         atexit.unregister(self.close)
-        if not _stop(self._process):
-            _sweep(self.endpoint)
+        _end(self._process, self.endpoint)
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +102,7 @@ def launch(
     if debug:
         options.append("--debug")
     endpoint = _new_endpoint() if endpoint is None else os.path.abspath(endpoint)
-    return Daemon(_start([*options, "--endpoint", endpoint]), endpoint)
+    return Daemon(_start(options, endpoint), endpoint)
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
@@ -147,16 +146,16 @@ def _new_endpoint() -> str:
     return os.path.join("/tmp", name)
 
 
-def _start(options: list[str]) -> "subprocess.Popen[bytes]":
+def _start(options: list[str], endpoint: str) -> "subprocess.Popen[bytes]":
     """The coordinator's process, serving. Raises OSError with what it said."""
     import subprocess
 
     ready_fd, daemon_fd = os.pipe()
     with open(ready_fd, "rb") as ready:
         try:
-            arguments = [*options, "--exit-with", str(os.getpid()), "--ready-fd", str(daemon_fd)]
+            ready_options = ("--endpoint", endpoint, "--exit-with", str(os.getpid()), "--ready-fd", str(daemon_fd))
             process = subprocess.Popen(
-                module_command("dax_mp.daemons.serve", *arguments),
+                module_command("dax_mp.daemons.serve", *options, *ready_options),
                 env=module_environment(),
                 pass_fds=[daemon_fd],
                 stdin=subprocess.DEVNULL,
@@ -167,34 +166,29 @@ def _start(options: list[str]) -> "subprocess.Popen[bytes]":
         try:
             said = ready.readline()
         except BaseException:
-            _stop(process)
+            _end(process, endpoint)
             raise
     answer = json.loads(said) if said else {}
     if "pid" in answer:
         return process
-    exit_code = process.wait()
-    raise os_error(
-        answer.get("errno") or errno.ECONNREFUSED,
-        answer.get("error") or f"the coordinator ended with exit code {exit_code} before it served",
-    )
+    if "error" in answer:
+        process.wait()
+        raise os_error(answer["errno"] or errno.EIO, answer["error"])
+    _end(process, endpoint)
+    text = f"the coordinator ended with exit code {process.returncode} before it served"
+    raise os_error(errno.ECONNREFUSED, text, endpoint)
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> bool:
-    """Whether it ended by itself and in order. Afterwards it has ended in any case."""
+def _end(process: "subprocess.Popen[bytes]", endpoint: str) -> None:
+    """End it where it has not ended, and remove what it has left where it did not end in order."""
     import subprocess
 
     if process.poll() is None:
         process.terminate()
     try:
-        return process.wait(STOP_TIMEOUT_S) == 0
+        process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        return False
-
-
-def _sweep(endpoint: str) -> None:
-    """Remove what a coordinator that was killed has left."""
-    import subprocess
-
-    subprocess.run(module_command("dax_mp.daemons.sweep", endpoint), env=module_environment(), check=False)
+    if process.returncode != 0:
+        subprocess.run(module_command("dax_mp.daemons.sweep", endpoint), env=module_environment(), check=False)

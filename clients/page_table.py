@@ -5,7 +5,8 @@ A window's range holds these kinds of mapping, and no other:
     PROT_NONE                      nothing is mapped; the next access faults
     the PMem or the DRAM region    frames, told by the device and inode number of the region's object
     anonymous, read-only           the zero page
-    anonymous, writable            a scratch page, on which an access that failed is coming to its end
+    anonymous, writable            a scratch page, on which a store that failed is coming to its end
+                                   (for a load that failed it is the zero page)
 """
 
 import os
@@ -24,7 +25,7 @@ class PageTableEntry(NamedTuple):
     length_pages: int
     target: Backing
     pfn: int
-    """The first one's frame in its region; 0 for zero and scratch."""
+    """The first page's frame in its region; 0 for zero and scratch."""
     writable: bool
 
 

@@ -38,7 +38,7 @@ from dax_mp.clients.signals import keep_fault_handler_first
 from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps
 from dax_mp.endpoint import pager_path
 from dax_mp.errors import os_error
-from dax_mp.limits import LIST_ENTRIES_MAX, NAME_BYTES_MAX
+from dax_mp.limits import NAME_BYTES_MAX
 
 CONNECT_TIMEOUT_S: Final = 30.0
 """How long a coordinator that is alive may take to answer Hello."""
@@ -166,9 +166,9 @@ class Session:
         after = ""
         while True:
             replies = self.channel.request(messages.List, after)
-            stats += map(FileStat.from_reply, replies)
-            if len(replies) < LIST_ENTRIES_MAX:
+            if not replies:
                 return stats
+            stats += map(FileStat.from_reply, replies)
             after = replies[-1]["name"]
 
     def stat(self, name: str | os.PathLike[str]) -> FileStat:
@@ -194,7 +194,14 @@ class Session:
     def maps(self, name: str | os.PathLike[str]) -> list[VmaMaps]:
         """Every VMA, of every process, that has the file mapped: the coordinator's rmap. Raises FileNotFoundError."""
         text = _check_name(name)
-        return [VmaMaps.from_reply(reply) for reply in self.channel.request(messages.Maps, text, filename=text)]
+        vmas: list[VmaMaps] = []
+        after_vma_id = 0
+        while True:
+            replies = self.channel.request(messages.Maps, text, after_vma_id, filename=text)
+            if not replies:
+                return vmas
+            vmas += map(VmaMaps.from_reply, replies)
+            after_vma_id = replies[-1]["vma_id"]
 
     def statfs(self) -> DeviceStat:
         """The device: how much is free, who is there, and what has happened since the coordinator started."""

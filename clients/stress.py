@@ -33,7 +33,7 @@ from dax_mp.clients.session import Session, connect
 from dax_mp.clients.status import DeviceStat
 from dax_mp.clients.stress_cells import WORD_BYTES, Geometry, Value
 from dax_mp.clients.stress_ledger import Ledger, Reader, Violation
-from dax_mp.clients.stress_worker import EXPECTED_ERRORS, OPERATIONS, RECORD_FIELDS, describe
+from dax_mp.clients.stress_worker import EXPECTED_ERRORS, OPERATIONS, RECORD_FIELDS, describe, longest
 from dax_mp.sizes import format_size
 
 FILES: Final = 4
@@ -290,6 +290,7 @@ class Stress:
         }
         operations = sum(totals[name] for name in OPERATIONS)
         events = {name: after.counters[name] - before.counters[name] for name in _COUNTERS}
+        longest_operation, longest_s = longest(self._ledger.records)
         return {
             "elapsed_s": round(self.elapsed_s, 3),
             "hole_policy": after.hole_policy,
@@ -300,6 +301,7 @@ class Stress:
             "per_second": {
                 name: round(count / self.elapsed_s, 1) for name, count in {"operations": operations, **events}.items()
             },
+            "longest": {"operation": longest_operation, "seconds": round(longest_s, 3)},
             "killed": self.killed,
         }
 
@@ -364,14 +366,13 @@ def _print_result(console: Console, result: dict[str, Any]) -> None:
     table = Table("", "total", "per second", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    counts = {"operations": result["operations"], **result["events"]}
-    for name, count in counts.items():
-        table.add_row(name, f"{count:,}", f"{result['per_second'][name]:,}")
+    kinds = {f"  {name}": count for name, count in result["operations_of_each_kind"].items()}
+    for name, count in {"operations": result["operations"], **kinds, **result["events"]}.items():
+        table.add_row(name, f"{count:,}", f"{count / result['elapsed_s']:,.1f}")
     console.print(table)
-    kinds = ", ".join(f"{count:,} {name}" for name, count in result["operations_of_each_kind"].items())
     errors = result["expected_errors"]
-    console.print(f"operations: {kinds}")
     console.print(f"refused, rightly: {errors['past_eof']:,} past the end, {errors['no_space']:,} for want of space")
+    console.print(f"longest: {result['longest']['operation']}, {result['longest']['seconds']:.3f} s")
     if result["killed"]:
         console.print(f"killed and replaced: {result['killed']}")
     console.print("[bold green]coherent[/]: nobody saw a stale, foreign or vanished byte")

@@ -44,7 +44,16 @@ OPERATIONS: Final = {
 EXPECTED_ERRORS: Final = ("past_eof", "no_space")
 """What may come of an operation besides success: BusError EFAULT or a short read, and ENOSPC."""
 
-RECORD_FIELDS: Final = ("operation", "file", "cell", "since_ns", *OPERATIONS, *EXPECTED_ERRORS)
+RECORD_FIELDS: Final = (
+    "operation",
+    "file",
+    "cell",
+    "since_ns",
+    "longest_ns",
+    "longest_operation",
+    *OPERATIONS,
+    *EXPECTED_ERRORS,
+)
 """What the words of a worker's record are. `operation`, the last one that it has begun, counts from 1 in OPERATIONS."""
 
 _NAMES: Final = tuple(OPERATIONS)
@@ -62,6 +71,12 @@ def describe(record: Sequence[int]) -> str:
         return "nothing yet"
     ago_s = (time.monotonic_ns() - record[3]) / 1e9
     return f"{_NAMES[record[0] - 1]} of {cell_name(record[1], record[2])}, begun {ago_s:.1f} s ago"
+
+
+def longest(records: Sequence[Sequence[int]]) -> tuple[str, float]:
+    """The operation that has taken longest, of all workers, and its seconds. Precondition: there has been one."""
+    longest_ns, operation = max((record[4], record[5]) for record in records)
+    return _NAMES[operation - 1], longest_ns / 1e9
 
 
 class MappedWords:
@@ -128,6 +143,9 @@ class Worker:
             self._record[0] = number + 1
             operations[number](file, cell)
             self._count(_NAMES[number])
+            took_ns = time.monotonic_ns() - now_ns
+            if took_ns > self._record[4]:
+                self._record[4], self._record[5] = took_ns, number + 1
 
     def _choose(self) -> tuple[int, int]:
         """A file and a cell; every second time one of the few that all are after."""
