@@ -6,10 +6,13 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 START_TIMEOUT_S: Final = 60.0
 END_TIMEOUT_S: Final = 60.0
+WAIT_TIMEOUT_S: Final = 60.0
 
 
 def serve_command(*options: str) -> list[str]:
@@ -72,6 +75,13 @@ class CoordinatorProcess:
             self.process.send_signal(signal.SIGCONT)
             self.end()
         sys.stderr.write(self.stderr)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For what makes no event that could be waited for: ask until it is so."""
+    deadline_s = time.monotonic() + WAIT_TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it is not so, and will not be"
 
 
 class Serve(Protocol):

@@ -77,6 +77,7 @@ class Rules:
         self.hold = False  # answer no fault until told
         self.error = 0  # answer each fault with this errno
         self.report = False  # report each fault
+        self.report_acks = True
 
     def send(self, message: messages.PagerOrder) -> None:
         self.router.send_multipart([self.pager, messages.encode(message)])
@@ -91,7 +92,8 @@ class Rules:
             if not self.hold:
                 self.answer()
         elif isinstance(message, messages.UnmapAck):
-            report("ack", message.request_id, time.monotonic_ns())
+            if self.report_acks:
+                report("ack", message.request_id, time.monotonic_ns())
         elif isinstance(message, messages.Dropped):
             report("dropped")
         elif self.hello:

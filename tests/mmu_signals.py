@@ -307,6 +307,7 @@ def what_is_not_known_is_no_error(rig: Rig) -> None:
     for message in (
         messages.Map(999, 12345, [0, 1, 0, 0, 3]),
         messages.Map(999, VMA, []),
+        messages.Map(999, VMA, [0, 0, 0, 0, 3]),
         messages.Map(999, VMA, [1000, 1 << 40, 2, 0, 1]),
         messages.FaultError(999, VMA, 0, 1, errno.EFAULT),
     ):

@@ -110,6 +110,38 @@ def threads_fault_at_once(rig: Rig) -> None:
 
 
 @scenario
+def no_store_is_lost(rig: Rig) -> None:
+    """Threads count up bytes of the same pages, with and without the GIL, while the pages are unmapped under them."""
+    rounds, pages = 60, 16
+    window = rig.window(pages)
+    memset = ctypes.CDLL(None).memset
+    array = array_of(window)
+    rig.coordinator.set(report_acks=False)
+
+    def count(column: int, store: Callable[[int, int], object]) -> None:
+        for value in range(1, rounds + 1):
+            for page in range(pages):
+                assert array[page * PAGE + column] == value - 1
+                store(page * PAGE + column, value)
+
+    def store_without_gil(offset: int, value: int) -> None:
+        memset(ctypes.c_void_p(window.address + offset), value, 1)
+
+    stores = (window.__setitem__, array.__setitem__, store_without_gil)
+    failures: list[threading.ExceptHookArgs] = []
+    threading.excepthook = failures.append
+    threads = [threading.Thread(target=count, args=args) for args in enumerate(stores)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        rig.coordinator.tell("unmap", 1, [VMA, 0, pages])
+        rig.coordinator.set(hello=True)  # it has got to that
+    assert not failures, failures
+    for page in range(pages):
+        assert list(rig.region[page * PAGE : page * PAGE + len(stores)]) == [rounds] * len(stores)
+
+
+@scenario
 def a_frame_that_is_gone(rig: Rig) -> None:
     """The region is truncated under a mapping: the kernel's SIGBUS, here EIO."""
     window = rig.window(4)

@@ -40,6 +40,15 @@ class ScriptProcess:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
+    def stop(self) -> None:
+        """Stop every thread of it; they go on when `resume` is called."""
+        self.process.send_signal(signal.SIGSTOP)
+        # The signal alone stops the thread that it is delivered to first: the others run on until that one has run.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def end(self) -> tuple[int, str, str]:
         """Wait for its end: (exit code, the rest of stdout, stderr)."""
         output, errors = self.process.communicate(timeout=END_TIMEOUT_S)

@@ -14,11 +14,14 @@ BUILD_TIMEOUT_S: Final = 600
 BUILD_SDIST: Final = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
 CORE: Final = """
-address_space coordinator device effects endpoint errors fault file_system frames hole_pages inode limits locks memory
-messages ranges read_write requests session sizes superblock transaction truncate unmap validate __init__
+__init__ address_space coordinator device effects endpoint errors fault file_system frames hole_pages inode limits
+locks memory messages ranges read_write requests session sizes superblock transaction truncate unmap validate
 """
 DAEMONS: Final = "__init__ liveness loop region runtime_directory serve signals sockets start sweep"
-CLIENTS: Final = "__init__"
+CLIENTS: Final = """
+__init__ attach bus_error channel child cli cli_copy cli_show demo demo_actor demo_stage file handle holdings launch
+mapping page_table session signals status stress stress_cells stress_ledger stress_worker
+"""
 METADATA: Final = "METADATA RECORD WHEEL entry_points.txt top_level.txt"
 
 WHEEL_FILES: Final = {

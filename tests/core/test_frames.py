@@ -27,8 +27,23 @@ def test_a_goal_that_is_taken_gives_the_next_extent_that_is_long_enough() -> Non
     assert allocator.allocate(5, 25) == [Extent(34, 5)]
 
 
-def test_a_goal_past_the_end_is_no_obstacle() -> None:
-    assert frames_of(FrameAllocator(1, 11).allocate(10, 1 << 50)) == list(range(1, 11))
+def test_a_goal_outside_the_device_is_laid_around_it() -> None:
+    """Neighbouring pages of a sparse file that is larger than the device still come to lie side by side."""
+    assert FrameAllocator(1, 11).allocate(3, 11 + 4) == [Extent(5, 3)]
+    assert FrameAllocator(1, 11).allocate(3, -2) == [Extent(8, 3)]
+    assert sorted(frames_of(FrameAllocator(1, 11).allocate(10, 1 << 50))) == list(range(1, 11))
+
+
+def test_after_the_last_free_extent_comes_the_first() -> None:
+    allocator = FrameAllocator(1, 11)
+    allocator.allocate(3, 8)
+    assert allocator.allocate(2, 9) == [Extent(1, 2)]
+
+
+def test_a_goal_outside_the_region_is_as_far_from_its_other_end() -> None:
+    """A sparse file may be larger than the device: its pages are laid out in turns around it."""
+    allocator = FrameAllocator(1, 11)
+    assert [allocator.allocate(1, goal) for goal in (11, 0, -1, 25)] == [[Extent(pfn, 1)] for pfn in (1, 10, 9, 5)]
 
 
 def test_the_first_block_of_a_file_leaves_room_for_the_file_before() -> None:

@@ -10,7 +10,7 @@ from dax_mp.ranges import BlockMap, PageRange, RangeMap
 
 POINTS = 24
 ranges = st.tuples(st.integers(0, POINTS), st.integers(0, POINTS)).map(sorted)
-steps = st.lists(st.tuples(st.booleans(), ranges, st.integers(0, 2)), max_size=30)
+steps = st.lists(st.tuples(st.sampled_from(["set", "clear", "take"]), ranges, st.integers(0, 2)), max_size=30)
 checked = settings(database=None, deadline=None, max_examples=150)
 
 
@@ -33,16 +33,24 @@ def as_runs(model: dict[int, int], advance: Callable[[int, int], int]) -> list[t
 @checked
 @given(steps=steps, window=ranges)
 def test_it_is_a_dict_of_points(
-    kind: type[RangeMap[int]], steps: list[tuple[bool, list[int], int]], window: list[int]
+    kind: type[RangeMap[int]], steps: list[tuple[str, list[int], int]], window: list[int]
 ) -> None:
     advance = kind.advance
     tested, model = kind(), dict[int, int]()
-    for is_set, (start, end), number in steps:
-        value = pack_pte((Target.PMEM, Target.DRAM, Target.ZERO)[number], 0, Access.READ) if kind is PageTable else number
-        if is_set and start < end:
+    for step, (start, end), number in steps:
+        value = (
+            pack_pte((Target.PMEM, Target.DRAM, Target.ZERO)[number], 0, Access.READ) if kind is PageTable else number
+        )
+        if step == "set" and start < end:
             tested.set(start, end, value)
             model |= {point: advance(value, point - start) for point in range(start, end)}
-        elif not is_set:
+        elif step == "take" and start < end:
+            run = next((run for run in as_runs(model, advance) if run[0] <= start < run[1]), None)
+            taken_end = None if run is None else min(run[1], end)
+            assert tested.take(start, end - start) == taken_end
+            for point in range(start, taken_end or start):
+                del model[point]
+        elif step == "clear":
             removed = tested.clear(start, end)
             gone = {point: model.pop(point) for point in range(start, end) if point in model}
             assert {p: advance(v, p - low) for low, high, v in removed for p in range(low, high)} == gone
@@ -59,7 +67,9 @@ def assert_window(
 ) -> None:
     inside = [point for point in range(start, end) if point in model]
     pieces = list(tested.pieces(start, end))
-    assert {p: advance(v, p - low) for low, high, v in pieces for p in range(low, high)} == {p: model[p] for p in inside}
+    assert {p: advance(v, p - low) for low, high, v in pieces for p in range(low, high)} == {
+        p: model[p] for p in inside
+    }
     assert all(low < high for low, high, _ in pieces)
     gaps = list(tested.gaps(start, end))
     assert [p for gap in gaps for p in range(*gap)] == [p for p in range(start, end) if p not in model]

@@ -212,6 +212,13 @@ def test_a_file_written_in_any_order_lies_in_one_extent(world: World) -> None:
     assert world.call(0, Extents(0, 1, 6)) == []
 
 
+def test_a_file_whose_first_block_is_not_its_first_page_lies_in_two_extents_at_most(world: World) -> None:
+    for page in (3, 1, 2, 0, 5, 4):
+        world.call(0, write_page(1, page, page))
+    assert len(world.call(0, Extents(0, 1, 0))) <= 3 * 2
+    assert [world.call(0, read_page(1, page)) for page in range(6)] == [page_bytes(page) for page in range(6)]
+
+
 def test_seek_finds_data_and_holes(world: World) -> None:
     write(world, PAGE_SIZE, b"x" * PAGE_SIZE)
     write(world, 3 * PAGE_SIZE, b"y" * 10)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from coordinator_process import Serve
+from coordinator_process import Serve, wait_until
 from dax_mp import messages
 from dax_mp.endpoint import control_address, pager_address
 from dax_mp.limits import IO_CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX
@@ -129,7 +129,6 @@ def test_strangers_on_the_pager_socket_are_counted_and_not_answered(witness: Raw
     for socket in (stranger, nameless):
         socket.send(messages.encode(messages.PagerHello(messages.PROTOCOL_VERSION)))
         socket.send(b"garbage")
-    while protocol_errors(witness) < before + 4:  # the two sockets are not in order with each other
-        pass
+    wait_until(lambda: protocol_errors(witness) == before + 4)  # the sockets are not in order with each other
     for socket in (stranger, nameless):
         assert not socket.poll(0)

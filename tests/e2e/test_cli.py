@@ -341,7 +341,8 @@ def test_a_coordinator_that_ends_meanwhile(tmp_path: Path) -> None:
 
 
 def test_nobody_reads_the_output(command: CommandLine, session: dax_mp.Session) -> None:
-    session.open("file", "x").close()
+    with session.open("file", "x") as file:
+        file.write(b"x")
     for arguments in (["ls"], ["get", "file", "-"], ["ls", "--json"]):
         reader, writer = os.pipe()
         with command.start(*arguments, stdout=writer) as process:

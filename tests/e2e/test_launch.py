@@ -113,6 +113,19 @@ def test_the_coordinators_own_words(serve: Serve, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == ""
 
 
+def test_a_coordinator_that_ends_without_a_word(serve: Serve, capfd: pytest.CaptureFixture[str]) -> None:
+    """An exception that says so; and what lies at the endpoint from one that was killed is removed."""
+    killed = serve()
+    (region,) = regions_at(killed.endpoint)
+    killed.end(signal.SIGKILL)
+    with pytest.raises(OSError, match="exit code 2 before it served") as raised:
+        dax_mp.launch("4MiB", endpoint=killed.endpoint, ack_timeout=-1)
+    assert raised.value.filename == killed.endpoint
+    assert "--ack-timeout" in capfd.readouterr().err
+    assert not os.path.exists(killed.endpoint)
+    assert not os.path.exists(region)
+
+
 def test_a_deep_runtime_directory_is_passed_over(monkeypatch: pytest.MonkeyPatch, parent: str) -> None:
     """A socket's path has 107 bytes at most."""
     deep = os.path.join(parent, "d" * 90)

@@ -6,10 +6,11 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from coordinator_process import CoordinatorProcess, Serve
+from coordinator_process import CoordinatorProcess, Serve, wait_until
 from dax_mp import messages
 from dax_mp.daemons.loop import Clock
 from raw_peer import RawPeer
@@ -43,6 +44,10 @@ def truncate(peer: RawPeer) -> None:
     """Send a Truncate of "file" to nothing; its answer waits for who has it mapped."""
     handle = peer.request(messages.Open(1, "file", 0))[0]
     peer.send(messages.Truncate(7, handle, 0))
+
+
+def status_of(peer: RawPeer) -> Any:
+    return peer.request(messages.Statfs(1))
 
 
 def assert_refused(answer: messages.Error, word: str) -> None:
@@ -89,9 +94,9 @@ def test_a_session_whose_process_has_died_is_refused(coordinator: CoordinatorPro
 def test_bye_ends_a_session_and_its_file(coordinator: CoordinatorProcess, other: RawPeer) -> None:
     with RawPeer(coordinator.endpoint) as peer:
         peer.hello()
-        assert other.request(messages.Statfs(1))["sessions"] == 2
+        assert status_of(other)["sessions"] == 2
         assert peer.request(messages.Bye(1)) is None
-        assert other.request(messages.Statfs(1))["sessions"] == 1
+        assert status_of(other)["sessions"] == 1
         assert not os.path.exists(peer.session_path)
         assert peer.request(messages.Statfs(1)).errno == errno.EPROTO
         assert_refused(peer.hello(), "No such file")
@@ -102,7 +107,7 @@ def test_a_killed_process_lets_the_others_go_on(holder: RawPeer, other: RawPeer)
     assert isinstance(holder.next_order(), messages.Unmap)
     holder.kill()
     assert other.answer() == messages.Reply(7, None)
-    status = other.request(messages.Statfs(1))
+    status = status_of(other)
     assert (status["sessions"], status["vmas"], status["counters"]["evictions"]) == (1, 0, 0)
     assert status["pages_free"] == status["pages"]
     assert not os.path.exists(holder.session_path)
@@ -114,12 +119,23 @@ def test_who_does_not_acknowledge_is_evicted(holder: RawPeer, other: RawPeer) ->
     assert other.answer() == messages.Reply(7, None)
     assert holder.next_order() == messages.Evict(errno.ESTALE)
     assert holder.request(messages.Open(1, "file", 0)).errno == errno.ESTALE
-    status = other.request(messages.Statfs(1))
+    status = status_of(other)
     assert (status["pages_quarantined"], status["counters"]["evictions"]) == (1, 1)
     holder.kill()
-    while other.request(messages.Statfs(1))["sessions"] == 2:
-        pass
-    assert other.request(messages.Statfs(1))["pages_quarantined"] == 0
+    wait_until(lambda: status_of(other)["sessions"] == 1)
+    assert status_of(other)["pages_quarantined"] == 0
+
+
+def test_only_dropped_ends_the_quarantine_of_an_evicted_session(holder: RawPeer, other: RawPeer) -> None:
+    truncate(other)
+    assert isinstance(holder.next_order(), messages.Unmap)
+    assert holder.next_order() == messages.Evict(errno.ESTALE)
+    assert other.answer() == messages.Reply(7, None)
+    holder.pager.send(messages.encode(messages.Statfs(1)))
+    wait_until(lambda: status_of(other)["counters"]["protocol_errors"] == 1)
+    assert status_of(other)["pages_quarantined"] == 1
+    holder.order(messages.Dropped())
+    wait_until(lambda: status_of(other)["pages_quarantined"] == 0)
 
 
 def test_who_has_no_pager_any_more_is_evicted_at_once(serve: Serve) -> None:
@@ -131,11 +147,10 @@ def test_who_has_no_pager_any_more_is_evicted_at_once(serve: Serve) -> None:
         other.hello()
         descriptors = open_descriptors(coordinator)
         holder.pager.close()
-        while open_descriptors(coordinator) == descriptors:
-            other.request(messages.Statfs(1))
+        wait_until(lambda: open_descriptors(coordinator) < descriptors)
         truncate(other)
         assert other.answer() == messages.Reply(7, None)
-        assert other.request(messages.Statfs(1))["counters"]["evictions"] == 1
+        assert status_of(other)["counters"]["evictions"] == 1
         assert holder.request(messages.Open(1, "file", 0)).errno == errno.EPROTO
 
 
@@ -153,7 +168,7 @@ def test_a_coordinator_that_was_stopped_holds_it_against_nobody(
     holder.order(messages.UnmapAck(unmap.request_id))
     coordinator.process.send_signal(signal.SIGCONT)
     assert other.answer() == messages.Reply(7, None)
-    assert other.request(messages.Statfs(1))["counters"]["evictions"] == 0
+    assert status_of(other)["counters"]["evictions"] == 0
 
 
 def test_the_clock_counts_no_more_than_a_step_a_turn() -> None:

@@ -298,13 +298,19 @@ def test_offset_of_a_bus_error_counts_from_the_start_of_the_file(file: dax_mp.Da
     assert str(5 * PAGE + 9) in str(raised.value)
 
 
+def nothing() -> None:
+    """The interpreter looks for asynchronous exceptions where a function begins."""
+
+
 def load(array: Array, index: int) -> int:
-    return int(array[index])
+    number = int(array[index])
+    nothing()
+    return number
 
 
-def store(array: Array, index: int) -> int:
+def store(array: Array, index: int) -> None:
     array[index] = 1
-    return len(array)  # the interpreter looks for asynchronous exceptions at calls
+    nothing()
 
 
 def test_past_the_end_through_raw_buffers(file: dax_mp.DaxFile) -> None:
@@ -319,6 +325,17 @@ def test_past_the_end_through_raw_buffers(file: dax_mp.DaxFile) -> None:
         array.sum()
     file.truncate(8 * PAGE)
     assert array[4 * PAGE] == 0
+
+
+def test_a_bus_error_is_not_lost_in_a_destructor(file: dax_mp.DaxFile) -> None:
+    """A mapping that dies right after the access runs no Python code, in which it would be raised in vain."""
+
+    def load_from_one_that_dies() -> None:
+        memoryview(file.mmap(8 * PAGE, past_eof=True))[4 * PAGE]
+        nothing()
+
+    with pytest.raises(dax_mp.BusError):
+        load_from_one_that_dies()
 
 
 def test_a_bus_error_in_a_worker_thread_is_that_threads(file: dax_mp.DaxFile) -> None:

@@ -12,11 +12,12 @@ import pytest
 import mmu_bus_errors
 import mmu_signals
 import mmu_translations
+import mmu_zmtp
 from dax_mp.clients.launch import module_environment
 from mmu_rig import SCENARIOS
 
 TESTS: Final = Path(__file__).parent.parent
-MODULES: Final = (mmu_bus_errors, mmu_signals, mmu_translations)
+MODULES: Final = (mmu_bus_errors, mmu_signals, mmu_translations, mmu_zmtp)
 
 CRASHES: Final = {
     "crash": signal.SIGSEGV,
@@ -34,7 +35,8 @@ CRASHES: Final = {
 
 def run(scenario: str, endpoint: str) -> "subprocess.CompletedProcess[str]":
     environment = module_environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), environment.get("PYTHONPATH", "")])
+    # Without an empty entry: that would be the directory, and a checkout's has no extension.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), environment.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-P", "-W", "error", str(TESTS / "mmu_run.py"), scenario, f"ipc://{endpoint}"],
         env=environment,

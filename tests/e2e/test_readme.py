@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dax_mp
 import pytest
+
+import dax_mp
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PYTHON_EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

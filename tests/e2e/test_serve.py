@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator_process import CoordinatorProcess, Serve, serve_command
+from coordinator_process import CoordinatorProcess, Serve, serve_command, wait_until
 from dax_mp.daemons.region import PAGE_SIZE_BYTES
 from dax_mp.daemons.start import PAGE_CACHE_PAGES_MIN
 from dax_mp.endpoint import Record
@@ -350,7 +350,7 @@ MOMENTS: dict[str, Callable[[int, str], bool]] = {
     "its directory is there": lambda _, endpoint: os.path.exists(endpoint),
     "its lock is there": lambda _, endpoint: os.path.exists(f"{endpoint}/coordinator.lock"),
     "its record is there": lambda _, endpoint: os.path.getsize(f"{endpoint}/coordinator.lock") > 0,
-    "its first region is there": lambda pid, _: len(open_regions(pid)) == 1,
+    "its first region is there": lambda pid, _: len(open_regions(pid)) >= 1,
     "its second region is there": lambda pid, _: len(open_regions(pid)) == 2,
     "its sessions are there": lambda _, endpoint: os.path.exists(f"{endpoint}/sessions"),
     "its first socket is there": lambda _, endpoint: os.path.exists(f"{endpoint}/pager.sock"),
@@ -364,8 +364,7 @@ def test_whenever_its_start_is_interrupted_nothing_is_left(endpoint: str, moment
     """SIGINT ends it in order; what SIGKILL leaves, a sweep finds."""
     coordinator = CoordinatorProcess(endpoint, "--hole-policy", "page-cache", "--size", "64MiB")
     try:
-        while not reached(moment, coordinator):
-            assert coordinator.process.poll() is None, "it has ended by itself"
+        wait_until(lambda: reached(moment, coordinator))
         regions = open_regions(coordinator.pid)
         code = coordinator.end(number)
     finally:

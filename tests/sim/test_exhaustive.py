@@ -1,8 +1,8 @@
 """Every order of events of small worlds. The names B1..B28 are those of bugs in the history of Linux's DAX.
 
 After each event the coordinator's invariants are asserted, and I1, I4 and I7 against the translations that the clients
-have in truth. At the end of each order nothing may be under way, and what all threads have seen must have an explanation.
-Each test asserts how many orders there are at least, so that an enumeration that has lost some is noticed.
+have in truth. At the end of each order nothing may be under way, and what all threads have seen must have an
+explanation. Each test asserts how many orders there are at least, so that an enumeration that has lost some is noticed.
 """
 
 from collections.abc import Sequence
@@ -51,44 +51,44 @@ def test_read_fault_hole_write_and_cut(policy: HolePolicyName, how: str, cut: st
 
 
 @both_policies
-@pytest.mark.parametrize("mapped", [(), (2,), (0, 1, 2)])
-def test_b6_two_write_faults_on_one_hole(policy: HolePolicyName, mapped: Sequence[int]) -> None:
+@pytest.mark.parametrize(("mapped", "orders"), [((), 433_244), ((2,), 36_170), ((0, 1, 2), 13_854_100)])
+def test_b6_two_write_faults_on_one_hole(policy: HolePolicyName, mapped: Sequence[int], orders: int) -> None:
     """I3: they end with one block, and neither's store is lost to the other's zeroing. A third client reads."""
     stage = Stage(policy, threads=(1, 1, 1), mapped=mapped)
     stage.does(0, stage.store(0, 7))
     stage.does(1, stage.store(1, 8))
     stage.does(2, stage.load(2))
-    assert stage.explore().orders >= 30_000
+    assert stage.explore().orders >= orders
 
 
 @both_policies
 def test_b8_three_readers_of_one_hole_and_a_writer(policy: HolePolicyName) -> None:
-    """All of them wait for one entry lock, which the writer holds until client 0 has dropped the page; all are woken."""
-    stage = Stage(policy, threads=(1, 3, 1), mapped=(0,))
-    for thread in range(3):
-        stage.does(1, stage.load(1), thread=thread)
-    stage.does(2, stage.store(2, 7))
-    assert stage.explore().orders >= 1_000_000
+    """The writer's fault has the entry lock, and waits for its own pager. All who come then are woken."""
+    stage = Stage(policy, threads=(1, 1, 1, 1), mapped=(0,))
+    stage.does(0, stage.store(0, 7))
+    stage.faults_first(0)
+    for client in (1, 2, 3):
+        stage.does(client, stage.load(client))
+    assert stage.explore().orders >= 34_533_450
 
 
 @both_policies
-@pytest.mark.parametrize("how", ["store", "write"])
-def test_b9_the_writer_has_never_mapped_the_page(policy: HolePolicyName, how: str) -> None:
+@pytest.mark.parametrize(("how", "orders"), [("store", 117), ("write", 44)])
+def test_b9_the_writer_has_never_mapped_the_page(policy: HolePolicyName, how: str, orders: int) -> None:
     stage = Stage(policy, threads=(1, 1), mapped=(0,))
     stage.does(0, stage.load(0), stage.load(0))
     stage.does(1, stage.store(1, 7) if how == "store" else write(stage, 1, 7))
-    assert stage.explore().orders >= 100
+    assert stage.explore().orders >= orders
 
 
 @both_policies
-@pytest.mark.parametrize("mapped", [(), (0,)])
-def test_b1_b2_b4_read_faults_against_a_write(policy: HolePolicyName, mapped: Sequence[int]) -> None:
+def test_b1_b2_b4_read_faults_against_a_write(policy: HolePolicyName) -> None:
     """No fault brings the hole page back between the write's allocation and its data."""
-    stage = Stage(policy, threads=(1, 1, 1), mapped=mapped)
-    stage.does(0, stage.load(0), *([stage.load(0)] if mapped else []))
+    stage = Stage(policy, threads=(1, 1, 1))
+    stage.does(0, stage.load(0))
     stage.does(1, write(stage, 1, 7))
     stage.does(2, stage.load(2))
-    assert stage.explore().orders >= 10_000
+    assert stage.explore().orders >= 11_094_490
 
 
 @both_policies
@@ -98,7 +98,7 @@ def test_a_write_waits_for_a_fault_that_fills_the_hole(policy: HolePolicyName) -
     stage.does(0, stage.load(0))
     stage.does(1, stage.store(1, 7))
     stage.does(2, write(stage, 2, 8))
-    assert stage.explore().orders >= 10_000
+    assert stage.explore().orders >= 10_565
 
 
 @both_policies
@@ -108,17 +108,18 @@ def test_another_thread_of_the_writer_reads(policy: HolePolicyName) -> None:
     stage.does(0, stage.store(0, 7))
     stage.does(0, stage.load(0), thread=1)
     stage.does(1, stage.store(1, 8))
-    assert stage.explore().orders >= 10_000
+    assert stage.explore().orders >= 16_205
 
 
 @both_policies
-@pytest.mark.parametrize("block", [False, True])
-@pytest.mark.parametrize("growing", [False, True])
-def test_b18_truncate_races_with_faults(policy: HolePolicyName, block: bool, growing: bool) -> None:
+@pytest.mark.parametrize(
+    ("block", "growing", "orders"), [(False, False, 549), (True, False, 212), (False, True, 6_152), (True, True, 4_075)]
+)
+def test_b18_truncate_races_with_faults(policy: HolePolicyName, block: bool, growing: bool, orders: int) -> None:
     stage = Stage(policy, threads=(1, 1), block=block)
     stage.does(0, stage.load(0), stage.store(0, 7))
     stage.does(1, truncate(stage, 1), *([truncate(stage, 1, 1)] if growing else []))
-    assert stage.explore().orders >= 10_000
+    assert stage.explore().orders >= orders
 
 
 @both_policies
@@ -128,24 +129,28 @@ def test_b19_a_punched_block_goes_to_another_file_at_once(policy: HolePolicyName
     other = stage.world.open(1, "other")
     stage.does(0, stage.load(0), stage.load(0))
     stage.does(1, punch(stage, 1), Call(write_page(other, 0, 99)))
-    assert stage.explore().orders >= 1_000
+    assert stage.explore().orders >= 517
 
 
 @both_policies
-@pytest.mark.parametrize("what", ["store", "write", "punch", "truncate"])
-def test_a_process_dies_at_any_moment(policy: HolePolicyName, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "orders"), [("store", 6_854), ("write", 3_506), ("punch", 2_125), ("truncate", 1_181)]
+)
+def test_a_process_dies_at_any_moment(policy: HolePolicyName, what: str, orders: int) -> None:
     stage = Stage(policy, threads=(1, 1), mapped=(0,), block=what in ("punch", "truncate"))
     stage.world.fates.append(Event("die", 0))
     stage.world.fates.append(Event("die", 1))
     stage.does(0, stage.load(0), stage.store(0, 6))
     programs = {"store": stage.store(1, 7), "write": write(stage, 1, 7), "punch": punch(stage, 1)}
     stage.does(1, programs.get(what, truncate(stage, 1)))
-    assert stage.explore().orders >= 500
+    assert stage.explore().orders >= orders
 
 
 @both_policies
-@pytest.mark.parametrize("what", ["store", "write", "punch", "truncate"])
-def test_a_process_is_evicted_at_any_moment(policy: HolePolicyName, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "orders"), [("store", 18_781), ("write", 9_019), ("punch", 9_019), ("truncate", 5_856)]
+)
+def test_a_process_is_evicted_at_any_moment(policy: HolePolicyName, what: str, orders: int) -> None:
     """Who waits for it goes on, and what it can still reach goes to nobody else until it has dropped it."""
     stage = Stage(policy, threads=(1, 1), mapped=(0,), block=what in ("punch", "truncate"))
     other = stage.world.open(1, "other")
@@ -153,20 +158,20 @@ def test_a_process_is_evicted_at_any_moment(policy: HolePolicyName, what: str) -
     stage.does(0, stage.store(0, 6) if what in ("punch", "truncate") else stage.load(0))
     programs = {"store": stage.store(1, 7), "write": write(stage, 1, 7), "punch": punch(stage, 1)}
     stage.does(1, programs.get(what, truncate(stage, 1)), Call(write_page(other, 0, 99)))
-    assert stage.explore().orders >= 500
+    assert stage.explore().orders >= orders
 
 
-@pytest.mark.parametrize("what", ["store", "write", "truncate", "punch"])
-def test_reclaim_races_with_the_page_that_is_reclaimed(what: str) -> None:
+@pytest.mark.parametrize(("what", "orders"), [("store", 158), ("write", 97), ("truncate", 181), ("punch", 97)])
+def test_reclaim_races_with_the_page_that_is_reclaimed(what: str, orders: int) -> None:
     """Client 1 needs the only frame of the page cache, which shows client 0 a hole that is changing."""
     stage = Stage("page-cache", threads=(1, 1), pages=2, dram_pages=1, mapped=(0,))
     programs = {"store": stage.store(0, 7), "write": write(stage, 0, 7), "punch": punch(stage, 0)}
     stage.does(0, programs.get(what, truncate(stage, 0)))
     stage.does(1, stage.load(1, pgoff=1))
-    assert stage.explore().orders >= 100
+    assert stage.explore().orders >= orders
 
 
-# --- the enumeration itself ----------------------------------------------------------------------------------------------
+# --- the enumeration itself -------------------------------------------------------------------------------------------
 
 
 @both_policies
@@ -178,7 +183,7 @@ def test_following_equal_states_once_loses_nothing(policy: HolePolicyName) -> No
         stage.does(0, stage.load(0), stage.load(0))
         stage.does(1, stage.store(1, 7))
         seen: list[tuple[Moment, ...]] = []
-        explored = explore(stage.world, lambda world: seen.append(tuple(partial_order(world.history))), merge)
+        explored = explore(stage.world, lambda world: seen.append(tuple(partial_order(world.history))), merge=merge)
         return explored.orders, set(seen), len(seen)
 
     merged_orders, merged_histories, _ = histories(merge=True)

@@ -150,7 +150,7 @@ class Client:
         self._next_id += 1
         return self._next_id - 1
 
-    # --- threads -----------------------------------------------------------------------------------------------------
+    # --- threads ------------------------------------------------------------------------------------------------------
 
     def run(self, number: int) -> Ended | None:
         """Let the thread go on until it waits or its operation has ended."""
@@ -204,10 +204,13 @@ class Client:
                 return number
         return None
 
-    # --- what comes from the coordinator -------------------------------------------------------------------------------
+    # --- what comes from the coordinator ------------------------------------------------------------------------------
 
     def orders(self, channel: int) -> deque[PagerOrder]:
         return self.pager_orders if channel == 0 or self.second_channel is None else self.second_channel
+
+    def use_second_channel(self) -> None:
+        self.second_channel = deque()
 
     def deliver(self, order: PagerOrder) -> None:
         """It is on its way."""

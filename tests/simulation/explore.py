@@ -4,18 +4,18 @@
 generator cannot be pickled, so a state with suspended operations is made from an earlier one and the events since.
 
 Two orders that lead to the same state are followed further only once. That loses nothing: all code here and in the core
-is a function of the state, and the fingerprint (`freeze`) takes in the whole state: every object that can be reached from the world, how
-they refer to each other, where each suspended operation stands and with which variables, what all threads have seen so
-far and in which order. Left out are the coordinator's counters, which nothing reads, and the order in the history of
-neighbouring beginnings, and of neighbouring ends: the judge (`spec`) asks only whether an end comes before a beginning. The
-number of orders is counted exactly all the same: those from a state are the sum of those from the states that follow it.
-`test_exhaustive` compares this with a run that merges nothing.
+is a function of the state, and the fingerprint (`freeze`) takes in the whole state: every object that can be reached
+from the world, how they refer to each other, where each suspended operation stands and with which variables, what all
+threads have seen so far and in which order. Left out are the coordinator's counters, which nothing reads, and the order
+in the history of neighbouring beginnings, and of neighbouring ends: the judge (`spec`) asks only whether an end comes
+before a beginning. The number of orders is counted exactly all the same: those from a state are the sum of those from
+the states that follow it. `test_exhaustive` compares this with a run that merges nothing.
 """
 
 import hashlib
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import GeneratorType
 from typing import Any, NamedTuple
@@ -35,16 +35,23 @@ class OrderError(AssertionError):
 
     def __init__(self, events: list[Event], problem: BaseException) -> None:
         self.events = events
-        steps = "\n".join(f"  {number:2} {event.kind} {event.client}.{event.thread}" for number, event in enumerate(events))
+        steps = "\n".join(
+            f"  {number:2} {event.kind} {event.client}.{event.thread}" for number, event in enumerate(events)
+        )
         super().__init__(f"{problem!r}\nafter these events (client.thread):\n{steps}")
 
 
-def explore(start: World, at_end: Callable[[World], None], merge: bool = True) -> Explored:
+def explore(
+    start: World, at_end: Callable[[World], None], *, first: Sequence[Event] = (), merge: bool = True
+) -> Explored:
     """Go through every order of events; check the world after each event, and with `at_end` where nothing is left.
 
-    merge: follow equal states once. Raises OrderError for the first order in which a check fails.
+    start: a world without suspended operations. first: the events that every order begins with. merge: follow equal
+    states once. Raises OrderError for the first order in which a check fails.
     """
-    return _Search(start, at_end, merge).run()
+    search = _Search(at_end, merge)
+    reached = _Reached(pickle.dumps(start), tuple(first))
+    return Explored(search.follow(reached.again(), reached, list(first)), search.states)
 
 
 class _Reached(NamedTuple):
@@ -61,18 +68,13 @@ class _Reached(NamedTuple):
 
 
 class _Search:
-    def __init__(self, start: World, at_end: Callable[[World], None], merge: bool) -> None:
-        self._start = start
+    def __init__(self, at_end: Callable[[World], None], merge: bool) -> None:
         self._at_end = at_end
         self._merge = merge
         self._orders_from: dict[bytes, int] = {}
-        self._states = 0
+        self.states = 0
 
-    def run(self) -> Explored:
-        orders = self._follow(self._start, _Reached(pickle.dumps(self._start), ()), [])
-        return Explored(orders, self._states)
-
-    def _follow(self, world: World, reached: _Reached, events: list[Event]) -> int:
+    def follow(self, world: World, reached: _Reached, events: list[Event]) -> int:
         """The number of orders from here to the end. Uses the world up."""
         possible = world.events()
         key = None
@@ -82,7 +84,7 @@ class _Search:
                 return self._orders_from[key]
             if pickled is not None:
                 reached = _Reached(pickled, ())
-        self._states += 1
+        self.states += 1
         with _told_with(events):
             world.check()
         orders = 0
@@ -95,7 +97,7 @@ class _Search:
             following = world if index == len(possible) - 1 else reached.again()
             with _told_with([*events, event]):
                 following.step(event)
-            orders += self._follow(following, reached._replace(events=(*reached.events, event)), [*events, event])
+            orders += self.follow(following, reached._replace(events=(*reached.events, event)), [*events, event])
         if key is not None:
             self._orders_from[key] = orders
         return orders
@@ -109,14 +111,14 @@ def _told_with(events: list[Event]) -> Iterator[None]:
         raise OrderError(events, problem) from problem
 
 
-# --- the fingerprint of a state ------------------------------------------------------------------------------------------
+# --- the fingerprint of a state ---------------------------------------------------------------------------------------
 
 
 def freeze(world: World) -> tuple[bytes, bytes | None]:
     """A fingerprint, and the pickle that it is made of; None where an operation is suspended, which cannot be pickled.
 
-    Two worlds of one fingerprint are in the same state (but for a collision of 16 bytes of BLAKE2): a pickle says of every
-    object that can be reached what it is and which others it refers to.
+    Two worlds of one fingerprint are in the same state (but for a collision of 16 bytes of BLAKE2): a pickle says of
+    every object that can be reached what it is and which others it refers to.
     """
     for name in world.coordinator.fs.counters:
         world.coordinator.fs.counters[name] = 0

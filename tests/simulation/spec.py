@@ -1,8 +1,8 @@
 """What one page of a file may show: the judge of what threads have seen.
 
 A page is a register, and every operation on it takes effect at one moment between its beginning and its end
-(linearizability, Herlihy and Wing 1990). `explains` searches for such moments. If there are none, somebody has seen a value that
-was not there: a stale hole page, a lost store, another file's bytes.
+(linearizability, Herlihy and Wing 1990). `explains` searches for such moments. If there are none, somebody has seen a
+value that was not there: a stale hole page, a lost store, another file's bytes.
 """
 
 import errno

@@ -8,7 +8,7 @@ from dax_mp.messages import Truncate
 from simulation.client import PAGE_SIZE, Load, Operation, Store
 from simulation.explore import Explored, explore
 from simulation.spec import Page
-from simulation.world import World, read_page, write_page
+from simulation.world import Event, World, read_page, write_page
 
 BEFORE = 1
 """What a page that has a block holds at the start."""
@@ -36,6 +36,8 @@ class Stage:
         self.handles = [self.world.open(client, "file") for client in self.clients]
         self.world.call(0, Truncate(0, self.handles[0], pages * PAGE_SIZE))
         self.vmas = [self.world.map(client, self.handles[client], pages) for client in self.clients]
+        self.first: list[Event] = []
+        """The events that every order begins with."""
         self.start = Page(inside=True, value=BEFORE if block else 0)
         if block:
             self.world.call(0, write_page(self.handles[0], 0, BEFORE))
@@ -53,10 +55,15 @@ class Stage:
         """The program of one thread."""
         self.world.clients[client].threads[thread].operations += operations
 
-    def explore(self, *, merge: bool = True) -> Explored:
+    def faults_first(self, client: int) -> None:
+        """Every order begins with the fault of the client's first access, as far as it goes without anybody else."""
+        self.first += (Event("run", client), Event("fault", client))
+
+    def explore(self) -> Explored:
         """Every order of events. At the end nothing is under way, and what was seen of the file's first page, by all
         clients once more and by read(2) too, has an explanation."""
-        return explore(self.world, partial(_at_end, vmas=self.vmas, handles=self.handles, start=self.start), merge)
+        at_end = partial(_at_end, vmas=self.vmas, handles=self.handles, start=self.start)
+        return explore(self.world, at_end, first=self.first)
 
 
 def _at_end(world: World, vmas: list[int], handles: list[int], start: Page) -> None:

@@ -1,0 +1,175 @@
+"""Names: open, stat, list, rename, unlink; and a file without a name."""
+
+import errno
+
+import pytest
+
+from dax_mp.limits import LIST_ENTRIES_MAX
+from dax_mp.messages import Close, Fstat, List, Munmap, Open, OpenFlag, Rename, Stat, Truncate, Unlink, Write
+from simulation.client import PAGE_SIZE, Failed, Load, Store, page_bytes
+from simulation.world import World, read_page, write_page
+
+CREATE, EXCLUSIVE, TRUNCATE = map(int, OpenFlag)
+
+
+@pytest.fixture
+def world() -> World:
+    world = World("zero", pmem_pages=8)
+    world.add_client()
+    world.add_client()
+    return world
+
+
+def names(world: World, after: str = "") -> list[str]:
+    return [entry["name"] for entry in world.call(0, List(0, after))]
+
+
+def error_of(world: World, request: object) -> int | None:
+    with pytest.raises(OSError) as caught:
+        world.call(0, request)  # type: ignore[arg-type]
+    return caught.value.errno
+
+
+def free_pages(world: World) -> int:
+    return world.coordinator.fs.device.frames.free_pages
+
+
+def test_open_creates_only_when_told(world: World) -> None:
+    assert error_of(world, Open(0, "a", 0)) == errno.ENOENT
+    assert error_of(world, Open(0, "a", EXCLUSIVE)) == errno.ENOENT
+    assert error_of(world, Open(0, "a", TRUNCATE)) == errno.ENOENT
+    assert names(world) == []
+    handle, ino, size_bytes = world.call(0, Open(0, "a", CREATE | EXCLUSIVE))
+    assert size_bytes == 0
+    assert error_of(world, Open(0, "a", CREATE | EXCLUSIVE)) == errno.EEXIST
+    again, same_ino, _ = world.call(1, Open(0, "a", CREATE))
+    assert same_ino == ino
+    assert world.call(0, Open(0, "a", 0))[0] != handle
+    assert again == 1, "handles are each session's own"
+
+
+def test_open_truncates(world: World) -> None:
+    world.call(0, write_page(world.open(0, "a"), 0, 5))
+    vma_id = world.map(0, 1, 1)
+    assert world.access(0, Load(vma_id, 0)) == 5
+    assert world.call(1, Open(0, "a", TRUNCATE))[2] == 0
+    assert world.access(0, Load(vma_id, 0)) == Failed(errno.EFAULT)
+    assert free_pages(world) == 8
+    world.check()
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", "a\0b", ".", ".."])
+def test_names_that_are_none(world: World, name: str) -> None:
+    assert error_of(world, Open(0, name, CREATE)) == errno.EINVAL
+    world.open(0, "a")
+    assert error_of(world, Rename(0, "a", name)) == errno.EINVAL
+    assert names(world) == ["a"]
+    world.check_quiescent()
+
+
+def test_stat(world: World) -> None:
+    world.call(0, write_page(world.open(0, "a"), 2, 5))
+    world.map(0, 1, 1)
+    world.map(0, 1, 1)
+    expected = {"ino": 1, "name": "a", "size_bytes": 3 * PAGE_SIZE, "blocks": 1, "nlink": 1}
+    assert world.call(1, Stat(0, "a")) == expected | {"mappers": [{"pid": 1000, "vmas": 2}]}
+    assert world.call(0, Fstat(0, 1)) == world.call(1, Stat(0, "a"))
+    assert error_of(world, Stat(0, "b")) == errno.ENOENT
+    assert error_of(world, Fstat(0, 2)) == errno.EBADF
+
+
+def test_list_goes_on_after_a_name(world: World) -> None:
+    for number in range(LIST_ENTRIES_MAX + 3):
+        world.coordinator.fs.create(f"{number:05}")
+    first = names(world)
+    assert len(first) == LIST_ENTRIES_MAX
+    rest = names(world, after=first[-1])
+    assert first + rest == [f"{number:05}" for number in range(LIST_ENTRIES_MAX + 3)]
+    assert names(world, after=rest[-1]) == []
+    assert names(world, after="00000~") == names(world, after="00000")
+
+
+def test_rename(world: World) -> None:
+    world.call(0, write_page(world.open(0, "a"), 0, 5))
+    world.call(0, Rename(0, "a", "b"))
+    assert names(world) == ["b"]
+    assert world.call(0, Fstat(0, 1))["name"] == "b"
+    world.call(0, Rename(0, "b", "b"))
+    assert names(world) == ["b"]
+    assert error_of(world, Rename(0, "a", "c")) == errno.ENOENT
+    assert error_of(world, Rename(0, "a", "a")) == errno.ENOENT
+
+
+def test_rename_over_a_file_that_nobody_has_open_frees_it(world: World) -> None:
+    world.call(0, write_page(world.open(0, "old"), 0, 5))
+    world.call(0, write_page(world.open(0, "new"), 0, 6))
+    world.call(0, Close(0, 2))
+    assert free_pages(world) == 6
+    world.call(0, Rename(0, "old", "new"))
+    assert (names(world), free_pages(world)) == (["new"], 7)
+    assert world.call(0, read_page(1, 0)) == page_bytes(5)
+    world.check()
+
+
+def test_rename_over_a_file_that_is_mapped_leaves_it_to_its_users(world: World) -> None:
+    world.call(0, write_page(world.open(0, "old"), 0, 5))
+    handle = world.open(1, "new")
+    world.call(1, write_page(handle, 0, 6))
+    vma_id = world.map(1, handle, 1)
+    world.call(0, Rename(0, "old", "new"))
+    assert world.access(1, Load(vma_id, 0)) == 6
+    assert world.call(1, Fstat(0, handle)) | {"mappers": None} == {
+        "ino": 2,
+        "name": None,
+        "size_bytes": PAGE_SIZE,
+        "blocks": 1,
+        "nlink": 0,
+        "mappers": None,
+    }
+    world.call(1, Close(0, handle))
+    assert free_pages(world) == 6
+    world.call(1, Munmap(0, vma_id))
+    assert free_pages(world) == 7
+    world.check()
+    world.check_quiescent()
+
+
+def test_an_unlinked_file_lives_until_its_last_user_is_gone(world: World) -> None:
+    """Handles and VMAs, of living processes and of one that is killed."""
+    for client in (0, 1):
+        world.open(client, "a")
+        assert world.map(client, 1, 4) == client + 1
+    world.call(0, Unlink(0, "a"))
+    assert error_of(world, Unlink(0, "a")) == errno.ENOENT
+    world.call(0, Truncate(0, 1, 4 * PAGE_SIZE))
+    assert world.access(0, Store(1, 3, 5)) is None
+    assert world.access(1, Load(2, 3)) == 5
+    other = world.call(0, Open(0, "a", CREATE))
+    assert other[1] == 2 and other[2] == 0, "the name is free for a new file"
+    world.call(0, Close(0, 1))
+    world.call(0, Munmap(0, 1))
+    assert world.call(1, read_page(1, 3)) == page_bytes(5)
+    assert set(world.coordinator.fs.inodes) == {1, 2}
+    world.kill(1)
+    assert set(world.coordinator.fs.inodes) == {2}
+    assert free_pages(world) == 8
+    world.check()
+    world.check_quiescent()
+
+
+def test_a_file_without_users_goes_with_its_name(world: World) -> None:
+    world.call(0, write_page(world.open(0, "a"), 0, 5))
+    world.call(0, Close(0, 1))
+    assert free_pages(world) == 7
+    world.call(0, Unlink(0, "a"))
+    assert free_pages(world) == 8
+    assert not world.coordinator.fs.inodes
+
+
+def test_a_handle_is_good_until_it_is_closed(world: World) -> None:
+    world.open(0, "a")
+    world.call(0, Close(0, 1))
+    for request in (Close(0, 1), Fstat(0, 1), Truncate(0, 1, 5), Write(0, 1, 0, 0, b"x"), read_page(1, 0)):
+        assert error_of(world, request) == errno.EBADF
+    assert world.open(0, "a") == 2, "a handle is not used twice"
+    world.check_quiescent()
