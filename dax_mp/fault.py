@@ -1,8 +1,8 @@
 """A page fault, as dax_iomap_pte_fault() and dax_load_hole() serve it (fs/dax.c).
 
 In order: take invalidate_lock shared, so that no truncate or punch is under way; compare with i_size (I2); take the
-page's entry lock, *before* the block is looked up (I3; the other order is bug B2 of 2017); look; for a write to a hole,
-allocate a zeroed block and have everyone drop the hole page (I4); answer with a Map; release.
+page's entry lock, *before* the block is looked up (I3; Linux had the other order for a while, and stale zeroes); look;
+for a write to a hole, allocate a zeroed block and have everyone drop the hole page (I4); answer with a Map; release.
 
 Two windows, as gVisor has. *Allocate little*: one page for a lone write, doubling up to 2 MiB while a VMA is written in
 sequence, never past the end of the file, and never much of what is free. *Map much*: what is there already in the

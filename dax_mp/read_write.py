@@ -1,8 +1,9 @@
 """read(2), write(2) and lseek(2) on a file, as dax_iomap_rw() does them.
 
 Coherent with mappings without further work: both go to the same frames. The one thing to see to is a write into a hole
-that others have mapped: they must drop the hole page after the block is allocated and before the data is there (bug B1:
-stale zeroes; B4: invalidating before the allocation lets a fault bring the hole page back). The entry locks of those
+that others have mapped: they must drop the hole page after the block is allocated and before the data is there (else
+they go on reading zeroes: cd656375f946; invalidating before the allocation lets a fault bring the hole page back:
+e3fce68cdbed). The entry locks of those
 pages are held from the allocation to the end, so that no fault comes between.
 """
 

@@ -2,7 +2,8 @@
 
 The order is that of xfs_vn_setattr_size() and truncate_setsize(): size down, unmap, wait, and only then free. Between
 the first step and the last, invalidate_lock keeps every fault out, so nobody can get a new translation to a block that
-is about to go (bugs B18, B19 of linux-dax: a fault that passed the i_size check before, and mapped after).
+is about to go (Linux had that twice: a fault that passed the i_size check before, and mapped after; 283307c7607d and
+ea3d7209ca01).
 """
 
 import errno
