@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from typing import Final
@@ -38,6 +39,8 @@ def serve(endpoint: str) -> Iterator[Serve]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what runs in the background with SIGINT ignored, and all its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         return  # a worker has all this from the process that started it
     root = tempfile.mkdtemp(prefix="dax-mp-tests-")

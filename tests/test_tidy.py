@@ -12,6 +12,8 @@ import dax_mp
 REPOSITORY: Final = Path(__file__).parent.parent
 LINES_MAX: Final = 400
 FUNCTION_LINES_MAX: Final = 70
+LONGER_MODULES: Final = {"dax_mp/messages.py": 500}
+"""One table cannot be cut: all messages."""
 
 CORE_MAY_IMPORT: Final = {
     "__future__",
@@ -68,7 +70,8 @@ def python_files(*folders: str) -> list[Path]:
 
 
 CORE: Final = [path for path in python_files("dax_mp") if path.parent.name == "dax_mp" and path.name != "__init__.py"]
-EVERYTHING: Final = python_files("dax_mp", "daemons", "clients", "tests", "bench")
+CODE: Final = python_files("dax_mp", "daemons", "clients", "bench")
+EVERYTHING: Final = [*CODE, *python_files("tests")]
 
 
 def by_name(path: Path) -> str:
@@ -158,11 +161,15 @@ def test_only_the_clients_have_the_native_part() -> None:
             assert not below(module, "dax_mp.mmu"), f"{by_name(path)} imports {module}"
 
 
+@pytest.mark.parametrize("path", CODE, ids=by_name)
+def test_modules_are_short(path: Path) -> None:
+    """One module, one concept. (A test module is a list of cases, and may be as long as the list.)"""
+    assert len(path.read_text().splitlines()) <= LONGER_MODULES.get(by_name(path), LINES_MAX)
+
+
 @pytest.mark.parametrize("path", EVERYTHING, ids=by_name)
-def test_modules_and_functions_are_short(path: Path) -> None:
-    text = path.read_text()
-    assert len(text.splitlines()) <= LINES_MAX, f"{by_name(path)}: one module, one concept"
-    for node in ast.walk(ast.parse(text)):
+def test_functions_are_short(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             lines = node.end_lineno - node.lineno + 1

@@ -95,7 +95,9 @@ class File:
         if change.truncate_to_bytes is not None:
             sizes = {change.truncate_to_bytes}
         elif change.extend_to_bytes is not None:
-            sizes = {max(size, change.extend_to_bytes) for size in self._sizes_bytes}
+            # Where a truncate is under way, it may have come before this.
+            before = self.sizes_bytes() if overlapped else self._sizes_bytes
+            sizes = {max(size, change.extend_to_bytes) for size in before}
         else:
             return
         self._sizes_bytes = self._sizes_bytes | sizes if overlapped else sizes
