@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from typing import Final
 
 import pytest
+from hypothesis import settings
 
 from coordinator_process import CoordinatorProcess, Serve
 from leftovers import MARK, left_behind, unused_shared_memory
+
+# A loaded machine is no failure, and no examples are kept in the checkout.
+settings.register_profile("suite", deadline=None, database=None)
+settings.load_profile("suite")
 
 _shared_memory_before: Final = pytest.StashKey[set[str]]()
 
