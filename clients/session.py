@@ -271,7 +271,7 @@ def _check_name(name: str | os.PathLike[str]) -> str:
 
 def _end_context(context: zmq.Context[zmq.Socket[bytes]], channel: Channel) -> None:
     if channel.close(CLOSE_TIMEOUT_S):
-        # Not term(): Ctrl-C may have come between the making of a socket and the note of it, and term() would wait for it.
+        # Not term(): Ctrl-C may have come between the making of a socket and the note of it; term() would wait for it.
         context.destroy(linger=0)
     else:
         mmu.keep_forever(context)  # term() would wait for the socket that a thread still has

@@ -44,8 +44,9 @@ def serve(endpoint: str) -> Iterator[Serve]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts what runs in the background with SIGINT ignored, and all its children inherit that.
+    # A shell starts what runs in the background with SIGINT ignored, nohup with SIGHUP, and all children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if hasattr(config, "workerinput"):
         return  # a worker has all this from the process that started it
     root = tempfile.mkdtemp(prefix="dax-mp-tests-")
