@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dax_mp import messages
 from dax_mp.clients.status import Extent, FileStat
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.limits import LIST_ENTRIES_MAX
 from dax_mp.messages import OpenFlag
 
@@ -56,7 +57,7 @@ class Handle:
 
     def punch_hole(self, offset_bytes: int, length_bytes: int) -> None:
         request = self.session.channel.request
-        request(messages.PunchHole, self.number, offset_bytes, length_bytes, filename=self.name)
+        request(messages.Fallocate, self.number, PUNCH_HOLE, offset_bytes, length_bytes, filename=self.name)
 
     def fsync(self) -> None:
         self.session.channel.request(messages.Fsync, self.number, filename=self.name)

@@ -125,6 +125,7 @@ def map_file(
         offset // page_size,
         -(-length // page_size),
         int(vma_access),
+        0,
         filename=handle.name,
     )
     try:

@@ -185,7 +185,7 @@ class Session:
         """Give the file another name; a file that has it is unlinked. Raises FileNotFoundError, OSError EINVAL."""
         old_text, new_text = _check_name(old), _check_name(new)
         try:
-            self.channel.request(messages.Rename, old_text, new_text)
+            self.channel.request(messages.Rename, old_text, new_text, 0)
         except OSError as error:
             if error.filename is None:
                 error.filename, error.filename2 = old_text, new_text

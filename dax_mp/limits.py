@@ -11,6 +11,12 @@ OFFSET_BYTES_MAX: Final = (1 << 63) - 1
 IO_CHUNK_BYTES_MAX: Final = 1 << 20
 """Data of one Read or Write message: one that is this long or shorter is atomic."""
 
+IO_LEASE_BYTES_MAX: Final = 64 << 20
+"""How much of a file one BeginRead or BeginWrite lends at most: longer reads and writes go in turns."""
+
+XATTR_BYTES_MAX: Final = 1 << 16
+"""One value of setxattr (XATTR_SIZE_MAX of Linux)."""
+
 MESSAGE_BYTES_MAX: Final = IO_CHUNK_BYTES_MAX + 4096
 """One message on either socket; ZeroMQ drops the connection of a peer that sends a longer one."""
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from dax_mp import messages, read_write, truncate
 from dax_mp.address_space import Vma, pte_fields
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
 from dax_mp.inode import Inode
@@ -104,7 +105,9 @@ def set_size(fs: FileSystem, session: Session, request: messages.Truncate) -> St
     return truncate.truncate(fs, _inode(session, request.handle), request.size_bytes)
 
 
-def punch_hole(fs: FileSystem, session: Session, request: messages.PunchHole) -> Steps[None]:
+def fallocate(fs: FileSystem, session: Session, request: messages.Fallocate) -> Steps[None]:
+    if request.mode != PUNCH_HOLE:
+        raise os_error(errno.EOPNOTSUPP)
     return truncate.punch_hole(fs, _inode(session, request.handle), request.offset_bytes, request.length_bytes)
 
 
@@ -204,7 +207,7 @@ REQUESTS: Final[dict[type[Any], Request]] = {
     messages.Unlink: unlink,
     messages.Rename: rename,
     messages.Truncate: set_size,
-    messages.PunchHole: punch_hole,
+    messages.Fallocate: fallocate,
     messages.Read: read,
     messages.Write: write,
     messages.Seek: seek,

@@ -109,7 +109,7 @@ class Unmapper:
         self.outstanding[request.request_id] = request
         session.unacknowledged[request.request_id] = request
         flat = [number for vma, span in ranges for number in (vma.vma_id, span.start, span.length_pages)]
-        self._effects.append(SendPager(session.token, Unmap(request.request_id, flat)))
+        self._effects.append(SendPager(session.token, Unmap(request.request_id, 0, flat)))
         self._counters["unmaps"] += 1
 
     def acknowledged(self, session: "Session", request_id: int) -> bool:

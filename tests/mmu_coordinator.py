@@ -133,7 +133,7 @@ class Rules:
             case ["answer"]:
                 self.answer()
             case ["unmap", request_id, ranges]:
-                self.send(messages.Unmap(request_id, ranges))
+                self.send(messages.Unmap(request_id, 0, ranges))
             case ["evict", code]:
                 self.send(messages.Evict(code))
             case command:

@@ -294,10 +294,10 @@ def garbage(rig: Rig) -> None:
         messages.encode(messages.Map(1, VMA, [0, 1, 0, 0, 1] * 65)),
         messages.encode(messages.FaultError(1, VMA, 0, 1, 0)),
         messages.encode(messages.Evict(0)),
-        messages.encode(messages.Unmap(1, [VMA, 0, 1])) + b"\0",
+        messages.encode(messages.Unmap(1, 0, [VMA, 0, 1])) + b"\0",
     ):
         ends_with(rig, frame)
-    ends_with(rig, messages.encode(messages.Unmap(1, [VMA, 0, 1])), b"second part")
+    ends_with(rig, messages.encode(messages.Unmap(1, 0, [VMA, 0, 1])), b"second part")
 
 
 @scenario

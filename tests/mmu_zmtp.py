@@ -240,7 +240,7 @@ def a_peer_that_does_not_read(rig: Rig) -> None:
     def serve(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         connection.sendall(opening())
-        acks = frame(messages.encode(messages.Unmap(1, [VMA, 0, 1])))
+        acks = frame(messages.encode(messages.Unmap(1, 0, [VMA, 0, 1])))
         connection.settimeout(0.5)
         try:
             while True:

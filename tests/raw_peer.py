@@ -97,7 +97,7 @@ class RawPeer:
         handle: int = self.request(messages.Open(1, name, messages.OpenFlag.CREATE))[0]
         self.request(messages.Truncate(1, handle, size_bytes))
         access = messages.Access.READ | messages.Access.WRITE
-        vma_id = self.request(messages.Mmap(1, handle, 0, 1, access))
+        vma_id = self.request(messages.Mmap(1, handle, 0, 1, access, 0))
         self.order(messages.Fault(1, vma_id, 0, 1))
         assert isinstance(self.next_order(), messages.Map)
         return handle

@@ -16,7 +16,7 @@ def test_the_message_table_is_the_schema() -> None:
     documented = {(int(code), name) for code, name, _, _ in rows}
     assert documented == {(code, cls.__name__) for cls, code in messages.CODES.items()}
     for code, name, direction, socket in rows:
-        assert direction == ("client" if int(code) in range(16, 32) or int(code) >= 64 else "coordinator"), name
+        assert direction == ("client" if int(code) in range(16, 32) or 64 <= int(code) < 96 else "coordinator"), name
         assert socket == ("pager" if int(code) < 32 else "control"), name
 
 

@@ -19,10 +19,12 @@ class Pager:
         pmem_fd: int,
         dram_fd: int,
         timeout_ms: int,
+        sigbus: bool = False,
     ) -> None:
         """Connect to the Unix socket at `path`, say PagerHello and wait for PagerReady.
 
         dram_fd: -1 where there is no DRAM region. The file descriptors are duplicated.
+        sigbus: an access that has nothing to map ends in SIGBUS, as the kernel has it, and not in an exception.
         Raises TimeoutError when no PagerReady comes, ConnectionError when the coordinator is gone, OSError else.
         """
 
@@ -43,6 +45,17 @@ class Pager:
         An id is here only when the process has no translation of that window any more.
         """
 
+    def store(self, buffer: Buffer, region_offset_bytes: int) -> int:
+        """Store the whole buffer into lent frames of the PMem region (BeginWrite), without the GIL.
+
+        Returns how many bytes: fewer than its length where a page of the buffer is not mapped (pwrite(2), EFAULT).
+        Raises OSError: ESTALE and what else `errno` says when the pager does not serve; Dropped is said to the
+        coordinator only when no such call is under way any more.
+        """
+
+    def load(self, buffer: Buffer, region_offset_bytes: int) -> int:
+        """Fill the buffer from lent frames (BeginRead). As `store`."""
+
     def counters(self) -> dict[str, int]:
         """Since the start: faults, bus_errors, maps and unmaps (messages), and drops.
 
@@ -56,8 +69,38 @@ class Window:
     mmap.mmap, and raise BusError at the access itself.
     """
 
-    def __init__(self, pager: Pager, vma_id: int, pgoff: int, length_bytes: int, writable: bool) -> None:
-        """Reserve the range and let faults on it go to `pager`. Raises OSError (ENOMEM)."""
+    def __init__(
+        self, pager: Pager, vma_id: int, pgoff: int, length_bytes: int, writable: bool, private: bool = False
+    ) -> None:
+        """Reserve the range and let faults on it go to `pager`. Raises OSError (ENOMEM).
+
+        Address space behind it is reserved ahead, for resize().
+        private: a store copies the page (MAP_PRIVATE); `writable` is True, and its faults are read faults. Raises
+        OSError ENOTSUP where /proc/self/pagemap, which tells copies from the file's pages, cannot be read.
+        """
+
+    def resize(self, length_bytes: int) -> None:
+        """Let the window end after `length_bytes`, in place: views that are out stay valid.
+
+        Growing within what is reserved always works; past that it takes the address space behind where that is free,
+        and moves the window where it has no exports. Raises BufferError where it cannot do either, OSError (ENOMEM).
+        Before shrinking, the coordinator has had the pages past the new end dropped (Mremap).
+        """
+
+    def populate(self, offset_bytes: int, length_bytes: int, write: bool) -> None:
+        """Touch every page of the range, without the GIL and without changing a byte. Raises BusError."""
+
+    def drop(self, offset_bytes: int, length_bytes: int) -> None:
+        """Drop the translations of the whole pages of the range, and private copies (madvise(2), MADV_DONTNEED)."""
+
+    def keep(self, offset_bytes: int, length_bytes: int, keep: bool) -> None:
+        """Never give up translations of this range for vm.max_map_count (a pin), or do so again; calls are counted."""
+
+    def rebind(self, pager: Pager, vma_id: int) -> None:
+        """In the child of a fork: faults go to this pager, as this VMA's, from now on."""
+
+    def move(self, dest: int, src: int, count: int) -> None:
+        """mmap.mmap.move: the ranges may overlap. Raises ValueError out of bounds, TypeError read-only, BusError."""
 
     def close(self) -> None:
         """Drop the translations and give the address space back. May be called again.
@@ -75,6 +118,8 @@ class Window:
     def exports(self) -> int: ...
     @property
     def vma_id(self) -> int: ...
+    @property
+    def private(self) -> bool: ...
     @property
     def writable(self) -> bool: ...
     def __len__(self) -> int: ...

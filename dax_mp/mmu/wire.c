@@ -30,7 +30,7 @@ static const struct schema {
     {MESSAGE_PAGER_READY, 1, 0, 0},
     {MESSAGE_MAP, 2, 5, -1},
     {MESSAGE_FAULT_ERROR, 5, 0, 4},
-    {MESSAGE_UNMAP, 1, 3, -1},
+    {MESSAGE_UNMAP, 2, 3, -1},
     {MESSAGE_EVICT, 1, 0, 0},
 };
 

@@ -9,6 +9,7 @@ import pytest
 from dax_mp import coordinator as coordinator_module
 from dax_mp import requests
 from dax_mp.address_space import Vma, pack_pte
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.coordinator import Coordinator
 from dax_mp.device import Device
 from dax_mp.effects import EndSession, SendControl, SendPager
@@ -24,6 +25,7 @@ from dax_mp.messages import (
     Dropped,
     Evict,
     Extents,
+    Fallocate,
     Fault,
     Fsync,
     Hello,
@@ -34,7 +36,6 @@ from dax_mp.messages import (
     Open,
     PagerHello,
     PagerReady,
-    PunchHole,
     Read,
     Reply,
     Seek,
@@ -187,7 +188,7 @@ def test_one_that_does_not_acknowledge_in_time_is_evicted(world: World) -> None:
     world.stopped.add(1)
     assert world.coordinator.next_deadline_s() is None
     world.coordinator.tick(10.0)
-    world.clients[0].threads[0].operations.append(Call(PunchHole(0, 1, 0, PAGE_SIZE)))
+    world.clients[0].threads[0].operations.append(Call(Fallocate(0, 1, PUNCH_HOLE, 0, PAGE_SIZE)))
     world.settle()
     assert world.coordinator.next_deadline_s() == 10.0 + ACK_TIMEOUT_S
     world.coordinator.tick(10.0 + ACK_TIMEOUT_S - 0.01)
@@ -348,16 +349,16 @@ def test_a_handle_that_is_closed_while_its_request_waits(world: World) -> None:
 @pytest.mark.parametrize(
     ("request_", "code"),
     [
-        (Mmap(0, 1, 0, 0, READ_WRITE), errno.EINVAL),
-        (Mmap(0, 1, 0, 1, int(Access.WRITE)), errno.EINVAL),
-        (Mmap(0, 1, 0, 1, 0), errno.EINVAL),
-        (Mmap(0, 1, 0, OFFSET_BYTES_MAX, READ_WRITE), errno.EOVERFLOW),
-        (Mmap(0, 1, OFFSET_BYTES_MAX // PAGE_SIZE, 1, READ_WRITE), errno.EOVERFLOW),
-        (Mmap(0, 9, 0, 1, READ_WRITE), errno.EBADF),
+        (Mmap(0, 1, 0, 0, READ_WRITE, 0), errno.EINVAL),
+        (Mmap(0, 1, 0, 1, int(Access.WRITE), 0), errno.EINVAL),
+        (Mmap(0, 1, 0, 1, 0, 0), errno.EINVAL),
+        (Mmap(0, 1, 0, OFFSET_BYTES_MAX, READ_WRITE, 0), errno.EOVERFLOW),
+        (Mmap(0, 1, OFFSET_BYTES_MAX // PAGE_SIZE, 1, READ_WRITE, 0), errno.EOVERFLOW),
+        (Mmap(0, 9, 0, 1, READ_WRITE, 0), errno.EBADF),
         (Munmap(0, 99), errno.EINVAL),
         (Close(0, 9), errno.EBADF),
         (Truncate(0, 9, 0), errno.EBADF),
-        (PunchHole(0, 9, 0, 1), errno.EBADF),
+        (Fallocate(0, 9, PUNCH_HOLE, 0, 1), errno.EBADF),
         (Read(0, 9, 0, 1), errno.EBADF),
         (Write(0, 9, 0, 0, b""), errno.EBADF),
         (Seek(0, 9, 0, 3), errno.EBADF),
@@ -390,7 +391,7 @@ def test_more_handles_than_a_process_may_have(world: World, monkeypatch: pytest.
 def test_more_vmas_than_a_process_may_have(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "VMAS_PER_SESSION_MAX", 2)
     world.map(0, 1, 1)
-    assert error_of(world, 0, Mmap(0, 1, 0, 1, READ_WRITE)) == errno.ENOMEM
+    assert error_of(world, 0, Mmap(0, 1, 0, 1, READ_WRITE, 0)) == errno.ENOMEM
     world.call(0, Munmap(0, 1))
     world.map(0, 1, 1)
 
@@ -465,7 +466,7 @@ def test_the_maps_of_a_file_with_many_vmas_come_in_replies_that_fit() -> None:
     world.open(0, "file")
     token = world.clients[0].token
     for _ in range(20_000):
-        world.coordinator.receive_control(token, b"x", Mmap(1, 1, 0, 1, READ_WRITE))
+        world.coordinator.receive_control(token, b"x", Mmap(1, 1, 0, 1, READ_WRITE, 0))
     world.coordinator.take_effects()
     entries = all_replies(world.coordinator, token, lambda after: Maps(1, "file", after or 0), "vma_id")
     assert [entry["vma_id"] for entry in entries] == list(world.coordinator.sessions[token].vmas)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.coordinator import Coordinator
 from dax_mp.device import Device, HolePolicyName
 from dax_mp.effects import Effect, SendControl, SendPager
@@ -15,6 +16,7 @@ from dax_mp.messages import (
     Access,
     ControlRequest,
     Extents,
+    Fallocate,
     Fault,
     FaultError,
     Map,
@@ -22,7 +24,6 @@ from dax_mp.messages import (
     Open,
     PagerHello,
     PagerOrder,
-    PunchHole,
     Reply,
     Target,
     Truncate,
@@ -62,7 +63,7 @@ class OnePager:
         self.request(Open(0, "file", 1))
         self.request(Truncate(0, 1, file_pages * REAL_PAGE_SIZE))
         vma_pages = vma_pages or file_pages
-        vma_id = self.request(Mmap(0, 1, 0, vma_pages, READ_WRITE))
+        vma_id = self.request(Mmap(0, 1, 0, vma_pages, READ_WRITE, 0))
         self.window = Window(vma_id, 0, vma_pages)
         self.faults = 0
 
@@ -292,5 +293,5 @@ def test_punching_a_file_that_is_mapped_in_one_piece_asks_for_one_range() -> Non
     pager.reach_all(1024)
     pager.touch(0, write=False)
     pager.touch(600, write=False)
-    pager.request(PunchHole(0, 1, 0, 1024 * REAL_PAGE_SIZE))
+    pager.request(Fallocate(0, 1, PUNCH_HOLE, 0, 1024 * REAL_PAGE_SIZE))
     assert [order.ranges for order in pager.orders if isinstance(order, Unmap)] == [[pager.window.vma_id, 0, 1024]]

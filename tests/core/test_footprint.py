@@ -29,7 +29,7 @@ def test_a_vma_takes_at_most_a_kibibyte_when_all_of_it_is_mapped() -> None:
     try:
         before = traced_bytes()
         for _ in range(vmas):
-            world.coordinator.receive_control(token, b"x", Mmap(1, 1, 0, 64, READ_WRITE))
+            world.coordinator.receive_control(token, b"x", Mmap(1, 1, 0, 64, READ_WRITE, 0))
             world.coordinator.take_effects()
         for vma in world.coordinator.sessions[token].vmas.values():
             vma.page_table.set(0, 64, pack_pte(Target.PMEM, 1, Access.READ | Access.WRITE))

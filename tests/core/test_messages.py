@@ -12,10 +12,12 @@ from dax_mp import messages
 from dax_mp.errors import ProtocolError
 from dax_mp.limits import (
     IO_CHUNK_BYTES_MAX,
+    IO_LEASE_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     NAME_BYTES_MAX,
     OFFSET_BYTES_MAX,
     SEGMENTS_MAX,
+    XATTR_BYTES_MAX,
 )
 from dax_mp.messages import CODES, Map, Open, Read, Reply, Unmap, Write, decode, encode
 
@@ -52,6 +54,7 @@ NAME = Field(["a", "ü" * 127 + "a", "x" * NAME_BYTES_MAX], ["", "x" * (NAME_BYT
 TEXT = Field(["", "x" * 4096, "ü" * 4096], ["x" * 4097, b"", 1, None])
 UINT, U32 = integer(OFFSET_BYTES_MAX), integer(U32_MAX)
 CHUNK = integer(IO_CHUNK_BYTES_MAX)
+LEASE = integer(IO_LEASE_BYTES_MAX)
 
 SCHEMA: dict[str, list[Field]] = {
     "PagerHello": [U32],
@@ -61,24 +64,37 @@ SCHEMA: dict[str, list[Field]] = {
     "PagerReady": [U32],
     "Map": [UINT, UINT, tuples(5)],
     "FaultError": [UINT, UINT, UINT, UINT, U32],
-    "Unmap": [UINT, tuples(3)],
+    "Unmap": [UINT, integer(1), tuples(3)],
     "Evict": [U32],
     "Hello": [U32, U32],
     "Bye": [U32],
-    "Open": [U32, NAME, integer(7)],
+    "Open": [U32, NAME, integer(15)],
     "Close": [U32, UINT],
     "Stat": [U32, NAME],
     "Fstat": [U32, UINT],
     "List": [U32, TEXT],
     "Unlink": [U32, NAME],
-    "Rename": [U32, NAME, NAME],
+    "Rename": [U32, NAME, NAME, integer(1)],
     "Truncate": [U32, UINT, UINT],
-    "PunchHole": [U32, UINT, UINT, UINT],
+    "Fallocate": [U32, UINT, integer(63), UINT, UINT],
+    "CopyRange": [U32, UINT, UINT, UINT, UINT, CHUNK],
+    "BeginWrite": [U32, UINT, UINT, integer(1), LEASE],
+    "BeginRead": [U32, UINT, UINT, LEASE],
+    "EndIo": [U32, UINT, LEASE],
+    "Pin": [U32, UINT, UINT, UINT],
+    "Unpin": [U32, UINT],
+    "Mremap": [U32, UINT, UINT],
+    "MunmapRange": [U32, UINT, UINT, UINT],
+    "Adopt": [U32, data(16)],
+    "Setxattr": [U32, UINT, NAME, data(XATTR_BYTES_MAX)],
+    "Getxattr": [U32, UINT, NAME],
+    "Listxattr": [U32, UINT],
+    "Removexattr": [U32, UINT, NAME],
     "Read": [U32, UINT, UINT, CHUNK],
     "Write": [U32, UINT, UINT, integer(1), data(IO_CHUNK_BYTES_MAX)],
     "Seek": [U32, UINT, UINT, integer(4)],
     "Extents": [U32, UINT, UINT],
-    "Mmap": [U32, UINT, UINT, UINT, integer(3)],
+    "Mmap": [U32, UINT, UINT, UINT, integer(3), integer(1)],
     "Munmap": [U32, UINT],
     "Fsync": [U32, UINT],
     "Maps": [U32, NAME, UINT],
@@ -93,7 +109,8 @@ FIELDS = [(name, index) for name, fields in SCHEMA.items() for index in range(le
 
 def test_every_message_is_in_the_schema_here() -> None:
     assert {name: len(cls._fields) for name, cls in CLASSES.items()} == {n: len(fields) for n, fields in SCHEMA.items()}
-    assert set(typing.get_args(messages.AnyMessage)) == set(CODES)
+    unions = (messages.PagerRequest, messages.PagerOrder, messages.ControlRequest, messages.ControlAnswer)
+    assert {cls for union in unions for cls in typing.get_args(union)} == set(CODES)
     assert len(set(CODES.values())) == len(CODES)
 
 
@@ -216,5 +233,5 @@ def test_no_damage_raises_anything_else(name: str, at: int, byte: int, cut: int)
 
 def test_unmaps_and_maps_keep_to_the_native_buffers() -> None:
     """The C side reads at most SEGMENTS_MAX; decode refuses what it would not take."""
-    assert decode(encode(Unmap(1, [0] * 3 * SEGMENTS_MAX))).ranges == [0] * 3 * SEGMENTS_MAX
+    assert decode(encode(Unmap(1, 0, [0] * 3 * SEGMENTS_MAX))).ranges == [0] * 3 * SEGMENTS_MAX
     assert Read(1, 1, 0, IO_CHUNK_BYTES_MAX) == decode(encode(Read(1, 1, 0, IO_CHUNK_BYTES_MAX)))

@@ -62,7 +62,7 @@ def test_open_truncates(world: World) -> None:
 def test_names_that_are_none(world: World, name: str) -> None:
     assert error_of(world, Open(0, name, CREATE)) == errno.EINVAL
     world.open(0, "a")
-    assert error_of(world, Rename(0, "a", name)) == errno.EINVAL
+    assert error_of(world, Rename(0, "a", name, 0)) == errno.EINVAL
     assert names(world) == ["a"]
     world.check_quiescent()
 
@@ -91,13 +91,13 @@ def test_list_goes_on_after_a_name(world: World) -> None:
 
 def test_rename(world: World) -> None:
     world.call(0, write_page(world.open(0, "a"), 0, 5))
-    world.call(0, Rename(0, "a", "b"))
+    world.call(0, Rename(0, "a", "b", 0))
     assert names(world) == ["b"]
     assert world.call(0, Fstat(0, 1))["name"] == "b"
-    world.call(0, Rename(0, "b", "b"))
+    world.call(0, Rename(0, "b", "b", 0))
     assert names(world) == ["b"]
-    assert error_of(world, Rename(0, "a", "c")) == errno.ENOENT
-    assert error_of(world, Rename(0, "a", "a")) == errno.ENOENT
+    assert error_of(world, Rename(0, "a", "c", 0)) == errno.ENOENT
+    assert error_of(world, Rename(0, "a", "a", 0)) == errno.ENOENT
 
 
 def test_rename_over_a_file_that_nobody_has_open_frees_it(world: World) -> None:
@@ -105,7 +105,7 @@ def test_rename_over_a_file_that_nobody_has_open_frees_it(world: World) -> None:
     world.call(0, write_page(world.open(0, "new"), 0, 6))
     world.call(0, Close(0, 2))
     assert free_pages(world) == 6
-    world.call(0, Rename(0, "old", "new"))
+    world.call(0, Rename(0, "old", "new", 0))
     assert (names(world), free_pages(world)) == (["new"], 7)
     assert world.call(0, read_page(1, 0)) == page_bytes(5)
     world.check()
@@ -116,7 +116,7 @@ def test_rename_over_a_file_that_is_mapped_leaves_it_to_its_users(world: World) 
     handle = world.open(1, "new")
     world.call(1, write_page(handle, 0, 6))
     vma_id = world.map(1, handle, 1)
-    world.call(0, Rename(0, "old", "new"))
+    world.call(0, Rename(0, "old", "new", 0))
     assert world.access(1, Load(vma_id, 0)) == 6
     assert world.call(1, Fstat(0, handle)) | {"mappers": None} == {
         "ino": 2,

@@ -4,10 +4,11 @@ import errno
 
 import pytest
 
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.errors import ProtocolError, os_error
 from dax_mp.hole_pages import PageCache
 from dax_mp.memory import ByteArrayMemory
-from dax_mp.messages import PunchHole, Target, Truncate
+from dax_mp.messages import Fallocate, Target, Truncate
 from simulation.client import PAGE_SIZE, Client, Failed, Load, Store
 from simulation.world import Event, World
 
@@ -54,7 +55,9 @@ def test_a_write_kicks_the_page_out() -> None:
     world.check()
 
 
-@pytest.mark.parametrize("request_of", [lambda: Truncate(0, 1, 0), lambda: PunchHole(0, 1, 0, 8 * PAGE_SIZE)])
+@pytest.mark.parametrize(
+    "request_of", [lambda: Truncate(0, 1, 0), lambda: Fallocate(0, 1, PUNCH_HOLE, 0, 8 * PAGE_SIZE)]
+)
 def test_truncate_and_punch_give_the_frames_back(request_of: object) -> None:
     world = cached_world(4)
     for pgoff in range(4):

@@ -4,12 +4,13 @@ import errno
 
 import pytest
 
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.coordinator import Coordinator
 from dax_mp.device import Device
 from dax_mp.errors import os_error
 from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.memory import ByteArrayMemory
-from dax_mp.messages import Extents, Fstat, PunchHole, Read, Seek, Truncate, Whence, Write
+from dax_mp.messages import Extents, Fallocate, Fstat, Read, Seek, Truncate, Whence, Write
 from dax_mp.validate import validate
 from simulation.client import PAGE_SIZE, Failed, Load, Store, page_bytes
 from simulation.world import World, read_page, write_page
@@ -144,7 +145,7 @@ def test_backing_that_is_full_in_the_middle_of_a_write(backing_left_pages: int, 
     if fragmented:  # the free frames lie apart
         write(world, 0, b"b" * 7 * PAGE_SIZE, other)
         for page in (0, 2, 4, 6):
-            world.call(0, PunchHole(0, other, page * PAGE_SIZE, PAGE_SIZE))
+            world.call(0, Fallocate(0, other, PUNCH_HOLE, page * PAGE_SIZE, PAGE_SIZE))
     frames = world.coordinator.fs.device.frames
     memory.backed = set(range(9)) - {frame for start, end, _ in frames.free for frame in range(start, end)}
     memory.backing_left_pages = backing_left_pages
@@ -189,7 +190,7 @@ def test_a_store_when_no_block_is_free(world: World) -> None:
     assert world.access(0, Load(vma_id, 0)) == 0
     assert world.access(0, Store(vma_id, 0, 5)) == Failed(errno.ENOSPC)
     assert world.access(0, Load(vma_id, 0)) == 0
-    world.call(0, PunchHole(0, other, 0, PAGE_SIZE))
+    world.call(0, Fallocate(0, other, PUNCH_HOLE, 0, PAGE_SIZE))
     assert world.access(0, Store(vma_id, 0, 5)) is None
     assert world.access(0, Load(vma_id, 0)) == 5
     world.check()

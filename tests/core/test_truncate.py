@@ -4,9 +4,10 @@ import errno
 
 import pytest
 
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.device import HolePolicyName
 from dax_mp.limits import OFFSET_BYTES_MAX
-from dax_mp.messages import Access, Extents, Fstat, PunchHole, Read, Truncate, Write
+from dax_mp.messages import Access, Extents, Fallocate, Fstat, Read, Truncate, Write
 from simulation.client import PAGE_SIZE, Failed, Load, Store
 from simulation.world import World
 
@@ -144,7 +145,7 @@ def test_a_punch_takes_whole_pages_and_zeroes_the_rest(world: World) -> None:
     write(world, 0, b"x" * 5 * P)
     for vma_id in (1, 2):
         world.access(vma_id - 1, Load(vma_id, 2))
-    world.call(0, PunchHole(0, 1, P + 10, 2 * P))
+    world.call(0, Fallocate(0, 1, PUNCH_HOLE, P + 10, 2 * P))
     assert read(world) == b"x" * (P + 10) + bytes(2 * P) + b"x" * (2 * P - 10)
     assert blocks(world) == 4
     assert [world.access(number, Load(number + 1, 2)) for number in (0, 1)] == [0, 0]
@@ -160,7 +161,7 @@ def test_a_punched_range_reads_as_zero_and_nothing_else_does(
 ) -> None:
     content = bytes(1 + at % 251 for at in range(5 * P))
     write(world, 0, content)
-    world.call(0, PunchHole(0, 1, offset_bytes, length_bytes))
+    world.call(0, Fallocate(0, 1, PUNCH_HOLE, offset_bytes, length_bytes))
     end = min(offset_bytes + length_bytes, 5 * P)
     assert read(world) == content[:offset_bytes] + bytes(end - offset_bytes) + content[end:]
     whole = max(0, end // P - -(-offset_bytes // P))
@@ -170,7 +171,7 @@ def test_a_punched_range_reads_as_zero_and_nothing_else_does(
 
 def test_a_punch_does_not_change_the_size(world: World) -> None:
     write(world, 0, b"x" * P)
-    world.call(0, PunchHole(0, 1, 0, 100 * P))
+    world.call(0, Fallocate(0, 1, PUNCH_HOLE, 0, 100 * P))
     assert world.call(0, Fstat(0, 1))["size_bytes"] == P
 
 
@@ -179,7 +180,7 @@ def test_a_punch_does_not_change_the_size(world: World) -> None:
 )
 def test_a_punch_that_is_refused(world: World, offset_bytes: int, length_bytes: int, code: int) -> None:
     with pytest.raises(OSError) as caught:
-        world.call(0, PunchHole(0, 1, offset_bytes, length_bytes))
+        world.call(0, Fallocate(0, 1, PUNCH_HOLE, offset_bytes, length_bytes))
     assert caught.value.errno == code
     world.check_quiescent()
 

@@ -86,7 +86,7 @@ orders: st.SearchStrategy[messages.PagerOrder] = st.one_of(
     st.builds(messages.PagerReady, u32s),
     st.builds(messages.Map, uints, uints, flat(5)),
     st.builds(messages.FaultError, uints, uints, uints, uints, u32s),
-    st.builds(messages.Unmap, uints, flat(3)),
+    st.builds(messages.Unmap, uints, st.integers(0, 1), flat(3)),
     st.builds(messages.Evict, u32s),
 )
 requests: st.SearchStrategy[messages.PagerRequest] = st.one_of(

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.device import HolePolicyName
-from dax_mp.messages import PunchHole, Truncate
+from dax_mp.messages import Fallocate, Truncate
 from simulation.client import PAGE_SIZE, Call, Operation
 from simulation.explore import explore, partial_order
 from simulation.stage import Stage
@@ -24,7 +25,7 @@ def truncate(stage: Stage, client: int, pages: int = 0) -> Operation:
 
 
 def punch(stage: Stage, client: int) -> Operation:
-    return Call(PunchHole(0, stage.handles[client], 0, PAGE_SIZE))
+    return Call(Fallocate(0, stage.handles[client], PUNCH_HOLE, 0, PAGE_SIZE))
 
 
 def write(stage: Stage, client: int, value: int) -> Operation:

@@ -7,13 +7,14 @@ import pytest
 
 from dax_mp import fault, read_write, requests, truncate
 from dax_mp.address_space import Vma, pack_pte
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.device import Device, HolePolicyName
 from dax_mp.file_system import FileSystem
 from dax_mp.frames import FrameAllocator
 from dax_mp.inode import Inode
 from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.locks import EntryLocks, SharedLock
-from dax_mp.messages import Access, Fault, Open, PunchHole, Target, Truncate
+from dax_mp.messages import Access, Fallocate, Fault, Open, Target, Truncate
 from dax_mp.ranges import Extent, PageRange
 from dax_mp.transaction import Completion, Steps
 from dax_mp.unmap import Unmapper
@@ -54,7 +55,7 @@ def mapper_and_cutter(cut: str, *, block: bool = True) -> Stage:
     stage = Stage("zero", threads=(1, 1), block=block, mapped=(0,))
     handle = stage.handles[1]
     stage.does(0, stage.load(0), stage.store(0, 7))
-    stage.does(1, Call(Truncate(0, handle, 0) if cut == "truncate" else PunchHole(0, handle, 0, PAGE_SIZE)))
+    stage.does(1, Call(Truncate(0, handle, 0) if cut == "truncate" else Fallocate(0, handle, PUNCH_HOLE, 0, PAGE_SIZE)))
     return stage
 
 
@@ -73,7 +74,7 @@ def while_one_is_waited_for(*, block: bool = False, cut: str = "") -> Stage:
         case "truncate":
             stage.does(2, Call(Truncate(0, handle, 0)))
         case "punch":
-            stage.does(2, Call(PunchHole(0, handle, 0, PAGE_SIZE)))
+            stage.does(2, Call(Fallocate(0, handle, PUNCH_HOLE, 0, PAGE_SIZE)))
         case _:
             stage.does(2, Call(write_page(handle, 0, 7)))
     return stage
@@ -340,7 +341,7 @@ def test_unmap_and_map_in_two_channels() -> None:
     """Nothing in the coordinator is broken: with a channel for each of them a stale Map overtakes an Unmap."""
     stage = Stage("zero", threads=(1, 1), block=True)
     stage.does(0, stage.load(0))
-    stage.does(1, Call(PunchHole(0, stage.handles[1], 0, PAGE_SIZE)))
+    stage.does(1, Call(Fallocate(0, stage.handles[1], PUNCH_HOLE, 0, PAGE_SIZE)))
     for client in stage.world.clients:
         client.use_second_channel()
     expect_bug(stage, "I1|I7")

@@ -49,7 +49,7 @@ def test_everything_happens(policy: HolePolicyName) -> None:
         "Read",
         "Write",
         "Truncate",
-        "PunchHole",
+        "Fallocate",
         "Open",
         "Mmap",
         "Munmap",

@@ -10,6 +10,7 @@ import hashlib
 from random import Random
 from typing import Any, Final
 
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.device import HolePolicyName
 from dax_mp.effects import Effect, EndSession
 from dax_mp.errors import ProtocolError
@@ -17,6 +18,7 @@ from dax_mp.messages import (
     Bye,
     Close,
     Extents,
+    Fallocate,
     Fstat,
     Fsync,
     List,
@@ -25,7 +27,6 @@ from dax_mp.messages import (
     Munmap,
     Open,
     OpenFlag,
-    PunchHole,
     Read,
     Rename,
     Seek,
@@ -187,7 +188,7 @@ class Soak(World):
             flags |= int(OpenFlag.EXCLUSIVE)
         choices = (
             *(Open(0, name, flags),) * 12,
-            *(Unlink(0, name), Rename(0, name, other)),
+            *(Unlink(0, name), Rename(0, name, other, 0)),
             *(Stat(0, name), Maps(0, name, 0), List(0, ""), Statfs(0)),
         )
         return Call(self._random.choice(choices))
@@ -208,10 +209,11 @@ class Soak(World):
         windows = list(self.clients[number].windows)
         choices = [
             *[Truncate(0, handle, size_bytes)] * 3,
-            *[PunchHole(0, handle, offset_bytes, length_bytes)] * 3,
+            *[Fallocate(0, handle, PUNCH_HOLE, offset_bytes, length_bytes)] * 3,
             *[Write(0, handle, offset_bytes, 0, data)] * 4,
             *[Read(0, handle, offset_bytes, length_bytes)] * 3,
-            *[Mmap(0, handle, first, window_pages, self._random.choice((1, 3, 3, 3)))] * (6 if len(windows) < 3 else 1),
+            *[Mmap(0, handle, first, window_pages, self._random.choice((1, 3, 3, 3)), 0)]
+            * (6 if len(windows) < 3 else 1),
             *[Munmap(0, self._random.choice(windows)) for _ in range(1) if windows],
             self._random.choice((Close(0, handle), Fstat(0, handle), Extents(0, handle, 0), Fsync(0, handle))),
             Seek(0, handle, offset_bytes, self._random.choice((3, 4))),
@@ -378,7 +380,7 @@ def _change(request: Any) -> Change | None:
     if isinstance(request, Truncate):
         cut = range(-(-request.size_bytes // PAGE_SIZE), FILE_PAGES)
         return Change(dict.fromkeys(cut, 0), truncate_to_bytes=request.size_bytes)
-    if isinstance(request, PunchHole):
+    if isinstance(request, Fallocate):
         return Change(dict.fromkeys(_pages(request.offset_bytes, request.length_bytes), 0))
     if isinstance(request, Write):
         data, pages = request.data, _pages(request.offset_bytes, len(request.data))

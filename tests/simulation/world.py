@@ -14,12 +14,12 @@ from dax_mp.messages import (
     TOKEN_BYTES,
     Access,
     ControlRequest,
+    Fallocate,
     Hello,
     Mmap,
     Open,
     OpenFlag,
     PagerHello,
-    PunchHole,
     Read,
     Reply,
     Target,
@@ -151,7 +151,7 @@ class World:
 
     def map(self, client: int, handle: int, length_pages: int, pgoff: int = 0, access: int = READ_WRITE) -> int:
         """Returns the VMA's id."""
-        vma_id = int(self.call(client, Mmap(0, handle, pgoff, length_pages, access)))
+        vma_id = int(self.call(client, Mmap(0, handle, pgoff, length_pages, access, 0)))
         self.ino_of_vma[vma_id] = self.ino_of_handle[client, handle]
         return vma_id
 
@@ -365,14 +365,14 @@ class World:
                 return None
             return ("store", operation.value) if isinstance(operation, Store) else ("load", 0)
         request = operation.request
-        if isinstance(request, Read | Write | Truncate | PunchHole):
+        if isinstance(request, Read | Write | Truncate | Fallocate):
             if self.ino_of_handle[client, request.handle] != ino:
                 return None
             return _effect_of_request(request, pgoff)
         return None
 
 
-def _effect_of_request(request: Read | Write | Truncate | PunchHole, pgoff: int) -> tuple[str, int] | None:
+def _effect_of_request(request: Read | Write | Truncate | Fallocate, pgoff: int) -> tuple[str, int] | None:
     start = pgoff * PAGE_SIZE
     if isinstance(request, Truncate):
         return ("cut", 0) if request.size_bytes <= start else ("grow", 0)
@@ -385,7 +385,7 @@ def _effect_of_request(request: Read | Write | Truncate | PunchHole, pgoff: int)
     return "punch", 0
 
 
-def _length_bytes(request: Read | Write | PunchHole) -> int:
+def _length_bytes(request: Read | Write | Fallocate) -> int:
     return len(request.data) if isinstance(request, Write) else request.length_bytes
 
 
