@@ -60,6 +60,10 @@ class PageTable(RangeMap[int]):
 class Vma:
     """`length_pages` of a file from `pgoff` on, mapped in one process (vm_area_struct).
 
+    private: stores are copied on write in the process (MAP_PRIVATE), which its kernel does without a word to us. So
+    `access` is READ, and only its loads are faults here. It may have copies of any of its pages.
+    removed: pages taken out of it since it was made.
+
     `sequence_pgoff` and `sequence_pages`: where the next write fault comes if the file is written in sequence, and how
     far to allocate ahead then. Only the fault path changes them, and `page_table` together with unmap.
     """
@@ -71,6 +75,8 @@ class Vma:
         "length_pages",
         "page_table",
         "pgoff",
+        "private",
+        "removed",
         "sequence_pages",
         "sequence_pgoff",
         "session",
@@ -79,7 +85,14 @@ class Vma:
     )
 
     def __init__(
-        self, vma_id: int, session: "Session", inode: "Inode", pgoff: int, length_pages: int, access: Access
+        self,
+        vma_id: int,
+        session: "Session",
+        inode: "Inode",
+        pgoff: int,
+        length_pages: int,
+        access: Access,
+        private: bool = False,
     ) -> None:
         self.vma_id = vma_id
         self.session = session
@@ -89,9 +102,38 @@ class Vma:
         self.end_pgoff = pgoff + length_pages
         self.access = access
         self.writable = Access.WRITE in access
+        self.private = private
+        self.removed: RangeMap[None] | None = None
         self.page_table = PageTable()
         self.sequence_pgoff = -1
         self.sequence_pages = 1
+
+    def resize(self, length_pages: int) -> None:
+        self.length_pages = length_pages
+        self.end_pgoff = self.pgoff + length_pages
+
+    def remove(self, pages: PageRange) -> None:
+        """Serve no fault on these pages from now on."""
+        self.removed = self.removed or RangeMap()
+        self.removed.set(*pages, None)
+
+    def has(self, pgoff: int) -> bool:
+        """Is the page one of its own still?"""
+        if not self.pgoff <= pgoff < self.end_pgoff:
+            return False
+        return self.removed is None or not any(self.removed.pieces(pgoff, pgoff + 1))
+
+    def kept(self, pages: PageRange) -> PageRange:
+        """The part of `pages` up to the first one that has been removed. Precondition: `pages` begins with one it has."""
+        first = next(self.removed.pieces(*pages), None) if self.removed else None
+        return pages if first is None else PageRange(pages.start, first[0])
+
+
+class Pinned(NamedTuple):
+    """Pages of a VMA that are to stay where they are."""
+
+    vma: Vma
+    pages: PageRange
 
 
 class AddressSpace:
@@ -105,8 +147,14 @@ class AddressSpace:
         self.i_pages: dict[int, int] = {}
         """Page-cache pages: pgoff to frame of the DRAM region. Pages of holes; only the hole policy changes it."""
 
-    def mapped(self, pages: PageRange) -> Iterator[tuple[Vma, PageRange]]:
-        """Each VMA that may have a translation to any of `pages`, with the range from its first to its last one."""
+    def mapped(self, pages: PageRange, even_cows: bool = False) -> Iterator[tuple[Vma, PageRange]]:
+        """Each VMA that may have a translation to any of `pages`, with the range from its first to its last one.
+
+        even_cows: private copies count as well, and those may be anywhere in a private VMA.
+        """
         for vma in self.i_mmap.values():
-            if span := vma.page_table.span(*pages):
+            if even_cows and vma.private:
+                if (start := max(vma.pgoff, pages.start)) < (end := min(vma.end_pgoff, pages.end)):
+                    yield vma, PageRange(start, end)
+            elif span := vma.page_table.span(*pages):
                 yield vma, span

@@ -18,6 +18,7 @@ import errno
 import os
 from typing import Any
 
+from dax_mp import direct_io, pins
 from dax_mp.device import Device
 from dax_mp.effects import Effect, EndSession, SendControl
 from dax_mp.errors import ProtocolError, os_error
@@ -26,6 +27,7 @@ from dax_mp.file_system import FileSystem
 from dax_mp.limits import FAULTS_PER_SESSION_MAX
 from dax_mp.messages import (
     PROTOCOL_VERSION,
+    Adopt,
     Bye,
     ControlRequest,
     Dropped,
@@ -40,7 +42,7 @@ from dax_mp.messages import (
     Statfs,
     UnmapAck,
 )
-from dax_mp.requests import perform, remove_vma
+from dax_mp.requests import copy_vma, perform, remove_vma
 from dax_mp.session import Session, SessionState
 from dax_mp.transaction import Steps
 from dax_mp.validate import validate
@@ -56,7 +58,7 @@ class Coordinator:
     def __init__(
         self, device: Device, ack_timeout_s: float, welcome: dict[str, Any] | None = None, debug: bool = False
     ) -> None:
-        self.fs = FileSystem(device)
+        self.fs = FileSystem(device, ack_timeout_s)
         self.sessions: dict[bytes, Session] = {}
         self.welcome = welcome if welcome is not None else {}
         self._ack_timeout_s = ack_timeout_s
@@ -83,7 +85,7 @@ class Coordinator:
         session = self.sessions.pop(token)
         session.state = SessionState.GONE
         self.fs.effects.append(EndSession(token))
-        self._close_handles(session)
+        self._let_go(session)
         self.fs.unmapper.session_gone(session)
         self._holds_nothing(session)
         self._settle()
@@ -96,17 +98,23 @@ class Coordinator:
 
     def tick(self, now_s: float) -> None:
         """It is `now_s`, on a clock that never goes back."""
-        self.fs.unmapper.now_s = now_s
-        late = self.fs.unmapper.overdue(self._ack_timeout_s) if self.fs.unmapper.outstanding else ()
-        for session in late:
-            self._evict(session, errno.ESTALE)
-        if late:
+        fs = self.fs
+        fs.timers.tick(now_s)
+        if fs.unmapper.outstanding or fs.leases:
+            for session in (*fs.unmapper.overdue(self._ack_timeout_s), *direct_io.overdue(fs)):
+                self._evict(session, errno.ESTALE)
+        if fs.scheduler.ready:
             self._settle()
 
     def next_deadline_s(self) -> float | None:
         """When `tick` is due at the latest; None when nothing waits for a deadline."""
         oldest_s = self.fs.unmapper.oldest_sent_s()
-        return None if oldest_s is None else oldest_s + self._ack_timeout_s
+        deadlines_s = (
+            None if oldest_s is None else oldest_s + self._ack_timeout_s,
+            self.fs.timers.next_s(),
+            direct_io.next_deadline_s(self.fs),
+        )
+        return min((deadline_s for deadline_s in deadlines_s if deadline_s is not None), default=None)
 
     # --- control ---------------------------------------------------------------------------------------------------
 
@@ -118,11 +126,31 @@ class Coordinator:
         elif isinstance(request, Bye):
             self._reply(peer, request.request_id, None)
             self.session_gone(token)
+        elif isinstance(request, Adopt):
+            self._adopt(session, peer, request)
         elif isinstance(request, Statfs):
             self._reply(peer, request.request_id, self._statfs())
         else:
             self.fs.scheduler.start(self._perform(session, peer, request))
         self._settle()
+
+    def _adopt(self, session: Session, peer: bytes, request: Adopt) -> None:
+        """The session is a fork's child: give it what its parent has, as dup_mmap() and dup_fd() do."""
+        parent = self.sessions.get(request.parent_token)
+        if parent is None or parent.ended:
+            code = errno.ENOENT
+        elif parent is session or session.ended or session.handles or session.vmas:
+            code = errno.EINVAL
+        else:
+            session.next_handle = parent.next_handle
+            session.handles = {number: self.fs.get(inode) for number, inode in parent.handles.items()}
+            copies = [
+                number for vma in parent.vmas.values() for number in (vma.vma_id, copy_vma(self.fs, session, vma))
+            ]
+            self._reply(peer, request.request_id, copies)
+            return
+        answer = Error(request.request_id, code, "the parent's session cannot be taken over")
+        self.fs.effects.append(SendControl(peer, answer))
 
     def _perform(self, session: Session, peer: bytes, request: ControlRequest) -> Steps[None]:
         """Carry out the request and answer; it holds the inode of its handle until the end, whoever closes that."""
@@ -190,7 +218,7 @@ class Coordinator:
         vma = session.vmas.get(fault.vma_id)
         if vma is None:
             return  # unmapped since: the pager, which has dropped the window, is not waiting
-        if not vma.pgoff <= fault.pgoff < vma.end_pgoff:
+        if fault.pgoff < vma.pgoff:  # one past its end may have been on its way when the VMA shrank
             raise ProtocolError(f"a fault at page {fault.pgoff}, outside VMA {fault.vma_id}")
         if fault.write and not vma.writable:
             raise ProtocolError(f"a write fault in the read-only VMA {fault.vma_id}")
@@ -223,10 +251,14 @@ class Coordinator:
         self.fs.send_pager(session, Evict(code))
         session.state = SessionState.EVICTED
         session.evict_errno = code
-        self._close_handles(session)
+        self._let_go(session)
         self.fs.unmapper.session_evicted(session)
 
-    def _close_handles(self, session: Session) -> None:
+    def _let_go(self, session: Session) -> None:
+        """Take back what the session keeps others from: what it was lent, its pins, its handles."""
+        direct_io.abort_all(self.fs, session)
+        for pin_id, pinned in list(session.pins.items()):
+            pins.unpin(pinned.vma, pin_id)
         handles, session.handles = session.handles, {}
         for inode in handles.values():
             self.fs.put(inode)

@@ -87,9 +87,14 @@ class Device:
 
     def write_bytes(self, inode: Inode, offset_bytes: int, data: bytes) -> None:
         """Store the bytes. Precondition: the whole range has blocks."""
+        written_bytes = self.overwrite_bytes(inode, offset_bytes, data)
+        assert written_bytes == len(data), f"{len(data) - written_bytes} bytes of a write had no block"
+
+    def overwrite_bytes(self, inode: Inode, offset_bytes: int, data: bytes) -> int:
+        """Store those of the bytes that fall on blocks. Returns how many."""
         view = memoryview(data)
         written_bytes = 0
         for low, high, address in self._blocks(inode, offset_bytes, offset_bytes + len(data)):
             self.pmem.write(address, view[low - offset_bytes : high - offset_bytes])
             written_bytes += high - low
-        assert written_bytes == len(data), f"{len(data) - written_bytes} bytes of a write had no block"
+        return written_bytes

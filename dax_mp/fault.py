@@ -13,8 +13,9 @@ block is mapped with all that its VMA may do, so only hole pages are mapped read
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from dax_mp import blocks
 from dax_mp.address_space import PageTable, Vma, pack_pte, pte_fields
 from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
@@ -42,11 +43,13 @@ def handle_fault(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
         yield granted
     try:
         # I2: i_size cannot shrink while invalidate_lock is held, so this is a reliable test.
-        if pgoff >= inode.size_pages:
+        if pgoff >= inode.size_pages or not vma.has(pgoff):
             raise os_error(errno.EFAULT)
         if granted := inode.entry_locks.acquire(pgoff):
             yield granted
         try:
+            if delay := fs.delays.at("fault.entry_locked"):
+                yield delay
             if inode.block_map.get(pgoff) is not None:
                 fs.counters["write_blocks" if fault.write else "read_blocks"] += 1
                 _answer(fs, vma, fault, _nearest(list(_around(fs, vma, fault)), pgoff))
@@ -107,7 +110,11 @@ def _write_hole(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
     inode = vma.inode
     mine, pfn = _allocate(fs, vma, fault.pgoff)
     try:
+        if delay := fs.delays.at("fault.block_allocated"):
+            yield delay
         holders = yield from fs.unmapper.unmap_mapping_range(inode, [mine])
+        if delay := fs.delays.at("fault.before_map"):
+            yield delay
         # All have dropped the hole page: only now may the block be written.
         fs.device.holes.discard(inode, mine, holders)
         _answer(fs, vma, fault, [(mine.start, mine.end, pack_pte(_PMEM, pfn, int(vma.access)))])
@@ -122,20 +129,12 @@ def _allocate(fs: FileSystem, vma: Vma, pgoff: int) -> tuple[PageRange, int]:
     Returns the pages, which are one extent, and its first frame. Their entry locks are held. Raises OSError ENOSPC.
     """
     inode = vma.inode
-    end = _allocation_end(fs, vma, pgoff)
-    extent = fs.device.frames.allocate_extent(end - pgoff, inode.goal_pfn(pgoff))
-    try:
-        fs.device.zero_extent(extent)
-    except OSError:
-        fs.device.release([extent], set())
-        raise
-    end = pgoff + extent.length_pages
-    for ahead in range(pgoff + 1, end):
+    mine, pfn = blocks.fill_extent(fs, inode, PageRange(pgoff, _allocation_end(fs, vma, pgoff)))
+    for ahead in range(pgoff + 1, mine.end):
         locked = inode.entry_locks.try_acquire(ahead)
         assert locked, f"page {ahead} was locked while nothing waited"
-    inode.block_map.set(pgoff, end, extent.pfn)
-    vma.sequence_pgoff, vma.sequence_pages = end, end - pgoff
-    return PageRange(pgoff, end), extent.pfn
+    vma.sequence_pgoff, vma.sequence_pages = mine.end, mine.length_pages
+    return mine, pfn
 
 
 def _allocation_end(fs: FileSystem, vma: Vma, pgoff: int) -> int:
@@ -147,7 +146,7 @@ def _allocation_end(fs: FileSystem, vma: Vma, pgoff: int) -> int:
     end = min(pgoff + max(min(2 * vma.sequence_pages, pages_max), 1), vma.end_pgoff, inode.size_pages)
     hole = next(inode.block_map.gaps(pgoff, end))
     mine = PageRange(pgoff, pgoff + 1)
-    return inode.entry_locks.unlocked_around(mine, PageRange(pgoff, hole.end)).end
+    return inode.entry_locks.unlocked_around(mine, vma.kept(PageRange(pgoff, hole.end))).end
 
 
 def _answer(fs: FileSystem, vma: Vma, fault: Fault, segments: list[Segment]) -> None:
@@ -176,6 +175,8 @@ def _around(fs: FileSystem, vma: Vma, fault: Fault) -> Iterator[Segment]:
     window_start = pgoff - pgoff % window_pages
     window = PageRange(max(window_start, vma.pgoff), min(window_start + window_pages, vma.end_pgoff, inode.size_pages))
     window = inode.entry_locks.unlocked_around(PageRange(pgoff, pgoff + 1), window)
+    if vma.removed:
+        window = _with_page(vma.removed.gaps(*window), pgoff)
     recorded = vma.page_table.get(pgoff)
     # A fault on a page that is in the rmap as mapped: the client has dropped it by itself, and maybe more around it.
     client_dropped = recorded is not None and recorded & _WRITE >= fault.write * _WRITE
@@ -184,6 +185,10 @@ def _around(fs: FileSystem, vma: Vma, fault: Fault) -> Iterator[Segment]:
             yield start, end, entry
         else:
             yield from _not_mapped(vma.page_table, start, end, entry)
+
+
+def _with_page(ranges: Iterable[PageRange], pgoff: int) -> PageRange:
+    return next(pages for pages in ranges if pages.start <= pgoff < pages.end)
 
 
 def _present(fs: FileSystem, vma: Vma, window: PageRange, write: int) -> Iterator[Segment]:
@@ -226,5 +231,6 @@ def _answer_error(fs: FileSystem, vma: Vma, fault: Fault, error: OSError) -> Non
         return
     fs.counters["bus_errors"] += 1
     code = error.errno or errno.EIO
-    length_pages = vma.end_pgoff - fault.pgoff if code == errno.EFAULT else 1
+    past_eof = code == errno.EFAULT and fault.pgoff >= vma.inode.size_pages
+    length_pages = max(1, vma.end_pgoff - fault.pgoff) if past_eof else 1
     fs.send_pager(vma.session, FaultError(fault.fault_id, vma.vma_id, fault.pgoff, length_pages, code))

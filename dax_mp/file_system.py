@@ -3,13 +3,15 @@
 import errno
 from bisect import bisect_right
 
+from dax_mp.delays import Delays
 from dax_mp.device import Device
 from dax_mp.effects import Effect, SendPager
 from dax_mp.errors import os_error
 from dax_mp.inode import Inode
 from dax_mp.messages import PagerOrder
 from dax_mp.ranges import Extent, PageRange
-from dax_mp.session import Session
+from dax_mp.session import Lease, Session
+from dax_mp.timers import Timers
 from dax_mp.transaction import Scheduler
 from dax_mp.unmap import Unmapper
 
@@ -31,17 +33,23 @@ COUNTERS = (
 class FileSystem:
     """The files of a device. Only the operations change it, each under the locks that dax_mp/locks.py names."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, ack_timeout_s: float) -> None:
         self.device = device
+        self.ack_timeout_s = ack_timeout_s
+        """How long a process may keep others waiting."""
         self.scheduler = Scheduler()
+        self.timers = Timers(self.scheduler)
+        self.delays = Delays(self.scheduler, self.timers)
         self.effects: list[Effect] = []
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self.unmapper = Unmapper(self.scheduler, self.effects, self.counters)
+        self.unmapper = Unmapper(self.scheduler, self.timers, self.effects, self.counters)
         self.names: dict[str, Inode] = {}
         self.inodes: dict[int, Inode] = {}
         """Every file by its number, those without a name too."""
+        self.leases: dict[int, Lease] = {}
+        """What is lent, by id, the longest first."""
         self._next_ino = 1
-        self._next_vma_id = 1
+        self._next_id = 1
 
     def create(self, name: str) -> Inode:
         """A new, empty file. Raises OSError EINVAL for a name that is none."""
@@ -71,10 +79,15 @@ class FileSystem:
         inode.name = None
         self._free_if_unused(inode)
 
-    def rename(self, old: str, new: str) -> None:
-        """Give a file another name; what had it is unlinked. Raises FileNotFoundError, OSError EINVAL."""
+    def rename(self, old: str, new: str, replace: bool) -> None:
+        """Give a file another name; what had it is unlinked, or, without `replace`, in the way.
+
+        Raises FileNotFoundError, FileExistsError, OSError EINVAL.
+        """
         inode = self.lookup(old)
         self._check_name(new)
+        if new in self.names and not replace:
+            raise os_error(errno.EEXIST, filename=new)
         if old == new:
             return
         if new in self.names:
@@ -101,8 +114,13 @@ class FileSystem:
             self._free_if_unused(inode)
 
     def _free_if_unused(self, inode: Inode) -> None:
-        if inode.users or inode.name is not None:
+        if inode.users:
             return
+        if inode.name is not None:
+            if not inode.ephemeral:
+                return
+            del self.names[inode.name]
+            inode.name = None
         assert not inode.mapping.i_mmap, f"inode {inode.ino} without users is mapped"
         self.cut(inode, PageRange(0, 1 << 63), set())
         del self.inodes[inode.ino]
@@ -114,13 +132,16 @@ class FileSystem:
         """
         self.device.holes.discard(inode, pages, holders)
         removed = inode.block_map.clear(*pages)
+        if inode.unwritten:
+            removed += inode.unwritten.clear(*pages)
         if removed:
+            holders = holders | inode.lent_to(pages)
             self.device.release([Extent(pfn, end - start) for start, end, pfn in removed], holders)
 
-    def next_vma_id(self) -> int:
-        """An id that no VMA has had."""
-        self._next_vma_id += 1
-        return self._next_vma_id - 1
+    def next_id(self) -> int:
+        """An id that no VMA, pin or lease has had."""
+        self._next_id += 1
+        return self._next_id - 1
 
     def send_pager(self, session: Session, order: PagerOrder) -> None:
         self.effects.append(SendPager(session.token, order))

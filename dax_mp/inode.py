@@ -1,9 +1,22 @@
 """A file: its size, its block map with holes, its locks, and its address_space."""
 
+from typing import TYPE_CHECKING, NamedTuple
+
 from dax_mp.address_space import AddressSpace
 from dax_mp.locks import EntryLocks, SharedLock
 from dax_mp.ranges import BlockMap, PageRange
-from dax_mp.transaction import Scheduler
+from dax_mp.transaction import Completion, Scheduler
+
+if TYPE_CHECKING:
+    from dax_mp.address_space import Pinned
+    from dax_mp.session import Session
+
+
+class Lent(NamedTuple):
+    """Pages whose blocks an evicted session was lent to store into, and may still (`direct_io.py`)."""
+
+    session: "Session"
+    pages: PageRange
 
 
 class Inode:
@@ -12,20 +25,28 @@ class Inode:
     It lives while it has a name, or `users`: open handles, VMAs, and operations under way.
 
     size_bytes: changed under `rwsem` exclusive; when it shrinks, under `invalidate_lock` exclusive as well (I2).
-    block_map: blocks come in under the page's entry lock, and go out under `invalidate_lock` exclusive.
+    block_map, unwritten: see `blocks.py`; blocks come in under the page's entry lock, and go out, or to another page,
+    under `invalidate_lock` exclusive.
+    pins: by id; they come and go under `rwsem` exclusive and at any time. unpinned: who waits for one to go.
     """
 
     __slots__ = (
         "block_map",
         "entry_locks",
+        "ephemeral",
         "ino",
         "invalidate_lock",
+        "lent",
         "mapping",
         "name",
         "page_size",
+        "pins",
         "rwsem",
         "size_bytes",
+        "unpinned",
+        "unwritten",
         "users",
+        "xattrs",
     )
 
     def __init__(self, ino: int, name: str, page_size: int, scheduler: Scheduler) -> None:
@@ -35,11 +56,24 @@ class Inode:
         self.page_size = page_size
         self.size_bytes = 0
         self.users = 0
+        self.ephemeral = False
+        """It loses its name when its last user goes."""
+        self.xattrs: dict[str, bytes] = {}
         self.block_map = BlockMap()
+        self.unwritten = BlockMap()
+        self.pins: dict[int, Pinned] = {}
+        self.unpinned: list[Completion] = []
+        self.lent: list[Lent] = []
         self.mapping = AddressSpace()
         self.rwsem = SharedLock(scheduler)
         self.invalidate_lock = SharedLock(scheduler)
         self.entry_locks = EntryLocks(scheduler)
+
+    def lent_to(self, pages: PageRange) -> set[bytes]:
+        """The tokens of evicted sessions that may still store into blocks of these pages."""
+        if self.lent:
+            self.lent = [lent for lent in self.lent if lent.session.may_hold_translations]
+        return {lent.session.token for lent in self.lent if lent.pages.overlaps(pages)}
 
     @property
     def size_pages(self) -> int:
@@ -55,7 +89,11 @@ class Inode:
 
         It may lie outside the device. None where the file has no block.
         """
-        nearest = self.block_map.before(pgoff) or self.block_map.after(pgoff)
+        nearest = self.block_map.before(pgoff)
+        if self.unwritten:
+            unwritten = self.unwritten.before(pgoff)
+            nearest = max(filter(None, (nearest, unwritten)), default=None)
+        nearest = nearest or self.block_map.after(pgoff) or self.unwritten.after(pgoff)
         if nearest is None:
             return None
         start, _, pfn = nearest

@@ -17,6 +17,8 @@ IO_LEASE_BYTES_MAX: Final = 64 << 20
 XATTR_BYTES_MAX: Final = 1 << 16
 """One value of setxattr (XATTR_SIZE_MAX of Linux)."""
 
+XATTRS_PER_FILE_MAX: Final = 64
+
 MESSAGE_BYTES_MAX: Final = IO_CHUNK_BYTES_MAX + 4096
 """One message on either socket; ZeroMQ drops the connection of a peer that sends a longer one."""
 

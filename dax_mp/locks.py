@@ -13,6 +13,7 @@ truncates can starve the other.
 """
 
 from collections import deque
+from collections.abc import Iterable
 
 from dax_mp.ranges import PageRange
 from dax_mp.transaction import Completion, Scheduler
@@ -116,6 +117,10 @@ class EntryLocks:
             return False
         self._held[pgoff] = None
         return True
+
+    def release_all(self, pgoffs: Iterable[int]) -> None:
+        for pgoff in pgoffs:
+            self.release(pgoff)
 
     def release(self, pgoff: int) -> None:
         """Hand the lock to the first waiter, or drop it. The next holder must look everything up again."""

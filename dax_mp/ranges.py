@@ -26,6 +26,9 @@ class PageRange(NamedTuple):
     def length_pages(self) -> int:
         return self.end - self.start
 
+    def overlaps(self, other: "PageRange") -> bool:
+        return self.start < other.end and other.start < self.end
+
 
 class Extent(NamedTuple):
     """`length_pages` frames from `pfn` on, of one region."""

@@ -9,12 +9,12 @@ pages are held from the allocation to the end, so that no fault comes between.
 
 import errno
 
+from dax_mp import blocks
 from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
 from dax_mp.inode import Inode
 from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.messages import Whence
-from dax_mp.ranges import Extent, PageRange
 from dax_mp.transaction import Steps
 from dax_mp.truncate import extend
 
@@ -50,53 +50,17 @@ def write(fs: FileSystem, inode: Inode, offset_bytes: int | None, data: bytes) -
 
 
 def _write(fs: FileSystem, inode: Inode, start_bytes: int, data: bytes) -> Steps[None]:
-    """Precondition: rwsem is held exclusive, so holes are filled by faults alone, and none comes up."""
+    """Precondition: rwsem is held exclusive."""
     end_bytes = start_bytes + len(data)
-    pages = inode.pages_of(start_bytes, end_bytes)
-    locked: list[int] = []
+    locked = yield from blocks.lock_and_fill(fs, inode, inode.pages_of(start_bytes, end_bytes))
     try:
-        for pgoff in range(*pages):
-            if inode.block_map.get(pgoff) is not None and not inode.entry_locks.held(pgoff):
-                continue  # and so it stays
-            if granted := inode.entry_locks.acquire(pgoff):
-                yield granted
-            locked.append(pgoff)
-        # Faults may have filled some of the holes while this waited; from here on none can. Those have ended, so that
-        # nobody still has a hole page mapped where there is a block.
-        holes = list(inode.block_map.gaps(*pages))
-        if holes:
-            _allocate(fs, inode, holes)
-            holders = yield from fs.unmapper.unmap_mapping_range(inode, holes)
-            # Nobody has a hole page of this range mapped any more, and no fault can bring one back (I4).
-            for hole in holes:
-                fs.device.holes.discard(inode, hole, holders)
+        if delay := fs.delays.at("write.before_copy"):
+            yield delay
         extend(fs, inode, start_bytes)
         extend(fs, inode, end_bytes)
         fs.device.write_bytes(inode, start_bytes, data)
     finally:
-        for pgoff in locked:
-            inode.entry_locks.release(pgoff)
-
-
-def _allocate(fs: FileSystem, inode: Inode, holes: list[PageRange]) -> None:
-    """Give all the holes zeroed blocks, or none. Raises OSError ENOSPC."""
-    frames = fs.device.frames
-    if sum(hole.length_pages for hole in holes) > frames.free_pages:
-        raise os_error(errno.ENOSPC)
-    allocated: list[tuple[int, Extent]] = []
-    try:
-        for hole in holes:
-            pgoff, goal_pfn = hole.start, inode.goal_pfn(hole.start)
-            for extent in frames.allocate(hole.length_pages, goal_pfn):
-                allocated.append((pgoff, extent))
-                pgoff += extent.length_pages
-        for _, extent in allocated:
-            fs.device.zero_extent(extent)
-    except OSError:  # a sparse region's backing is full: no page of the file may change
-        fs.device.release([extent for _, extent in allocated], set())
-        raise
-    for pgoff, extent in allocated:
-        inode.block_map.set(pgoff, pgoff + extent.length_pages, extent.pfn)
+        inode.entry_locks.release_all(locked)
 
 
 def seek(inode: Inode, offset_bytes: int, whence: Whence) -> int:

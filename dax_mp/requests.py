@@ -9,26 +9,20 @@ from collections.abc import Callable, Generator
 from itertools import islice
 from typing import Any, Final
 
-from dax_mp import messages, read_write, truncate
+from dax_mp import messages, pins, truncate
 from dax_mp.address_space import Vma, pte_fields
-from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.errors import os_error
+from dax_mp.file_requests import FILE_REQUESTS, inode_of
 from dax_mp.file_system import FileSystem
 from dax_mp.inode import Inode
 from dax_mp.limits import HANDLES_PER_SESSION_MAX, LIST_ENTRIES_MAX, OFFSET_BYTES_MAX, VMAS_PER_SESSION_MAX
-from dax_mp.messages import Access, OpenFlag, Whence
+from dax_mp.messages import Access, OpenFlag, RenameFlag
+from dax_mp.ranges import PageRange
 from dax_mp.session import Session
 from dax_mp.transaction import Steps
 
 MAPPED_ENTRIES_MAX: Final = 4096
 """Page-table pieces that one reply to Maps gives; of a VMA that has more, the first ones."""
-
-
-def _inode(session: Session, handle: int) -> Inode:
-    inode = session.handles.get(handle)
-    if inode is None:
-        raise os_error(errno.EBADF)
-    return inode
 
 
 def open_file(fs: FileSystem, session: Session, request: messages.Open) -> Steps[list[int]]:
@@ -40,6 +34,7 @@ def open_file(fs: FileSystem, session: Session, request: messages.Open) -> Steps
         if OpenFlag.CREATE not in flags:
             raise os_error(errno.ENOENT, filename=request.name)
         inode = fs.create(request.name)
+        inode.ephemeral = OpenFlag.EPHEMERAL in flags
     elif OpenFlag.EXCLUSIVE in flags:
         raise os_error(errno.EEXIST, filename=request.name)
     fs.get(inode)
@@ -55,7 +50,7 @@ def open_file(fs: FileSystem, session: Session, request: messages.Open) -> Steps
 
 
 def close_file(fs: FileSystem, session: Session, request: messages.Close) -> None:
-    inode = _inode(session, request.handle)
+    inode = inode_of(session, request.handle)
     del session.handles[request.handle]
     fs.put(inode)
 
@@ -68,7 +63,7 @@ def _stat(inode: Inode) -> dict[str, Any]:
         "ino": inode.ino,
         "name": inode.name,
         "size_bytes": inode.size_bytes,
-        "blocks": inode.block_map.total(),
+        "blocks": inode.block_map.total() + inode.unwritten.total(),
         "nlink": int(inode.name is not None),
         "mappers": [{"pid": session.pid, "vmas": vmas} for session, vmas in vmas_of.items()],
     }
@@ -79,7 +74,7 @@ def stat(fs: FileSystem, _session: Session, request: messages.Stat) -> dict[str,
 
 
 def fstat(_fs: FileSystem, session: Session, request: messages.Fstat) -> dict[str, Any]:
-    return _stat(_inode(session, request.handle))
+    return _stat(inode_of(session, request.handle))
 
 
 def list_files(fs: FileSystem, _session: Session, request: messages.List) -> list[dict[str, Any]]:
@@ -98,77 +93,112 @@ def unlink(fs: FileSystem, _session: Session, request: messages.Unlink) -> None:
 
 
 def rename(fs: FileSystem, _session: Session, request: messages.Rename) -> None:
-    fs.rename(request.old, request.new)
-
-
-def set_size(fs: FileSystem, session: Session, request: messages.Truncate) -> Steps[None]:
-    return truncate.truncate(fs, _inode(session, request.handle), request.size_bytes)
-
-
-def fallocate(fs: FileSystem, session: Session, request: messages.Fallocate) -> Steps[None]:
-    if request.mode != PUNCH_HOLE:
-        raise os_error(errno.EOPNOTSUPP)
-    return truncate.punch_hole(fs, _inode(session, request.handle), request.offset_bytes, request.length_bytes)
-
-
-def read(fs: FileSystem, session: Session, request: messages.Read) -> Steps[bytes]:
-    return read_write.read(fs, _inode(session, request.handle), request.offset_bytes, request.length_bytes)
-
-
-def write(fs: FileSystem, session: Session, request: messages.Write) -> Steps[int]:
-    offset_bytes = None if request.append else request.offset_bytes
-    return read_write.write(fs, _inode(session, request.handle), offset_bytes, request.data)
-
-
-def seek(_fs: FileSystem, session: Session, request: messages.Seek) -> int:
-    if request.whence not in (Whence.DATA, Whence.HOLE):
-        raise os_error(errno.EINVAL)
-    return read_write.seek(_inode(session, request.handle), request.offset_bytes, Whence(request.whence))
-
-
-def extents(_fs: FileSystem, session: Session, request: messages.Extents) -> list[int]:
-    flat: list[int] = []
-    for start, end, pfn in _inode(session, request.handle).block_map.pieces(request.after_pgoff, OFFSET_BYTES_MAX):
-        flat += (start, end - start, pfn)
-        if len(flat) >= 3 * LIST_ENTRIES_MAX:
-            break
-    return flat
+    fs.rename(request.old, request.new, replace=not request.flags & RenameFlag.NOREPLACE)
 
 
 def mmap(fs: FileSystem, session: Session, request: messages.Mmap) -> int:
-    inode = _inode(session, request.handle)
+    inode = inode_of(session, request.handle)
     access = Access(request.access)
-    if not request.length_pages or Access.READ not in access:
+    if not request.length_pages or Access.READ not in access or (request.private and Access.WRITE in access):
         raise os_error(errno.EINVAL)
-    if (request.pgoff + request.length_pages) * inode.page_size > OFFSET_BYTES_MAX:
-        raise os_error(errno.EOVERFLOW)
+    _check_length(inode, request.pgoff, request.length_pages)
     if len(session.vmas) >= VMAS_PER_SESSION_MAX:
         raise os_error(errno.ENOMEM)
-    vma = Vma(fs.next_vma_id(), session, fs.get(inode), request.pgoff, request.length_pages, access)
+    return add_vma(fs, session, inode, request.pgoff, request.length_pages, access, bool(request.private)).vma_id
+
+
+def add_vma(
+    fs: FileSystem, session: Session, inode: Inode, pgoff: int, length_pages: int, access: Access, private: bool
+) -> Vma:
+    """A new VMA, with nothing mapped."""
+    vma = Vma(fs.next_id(), session, fs.get(inode), pgoff, length_pages, access, private)
     session.vmas[vma.vma_id] = inode.mapping.i_mmap[vma.vma_id] = vma
-    return vma.vma_id
+    return vma
+
+
+def copy_vma(fs: FileSystem, session: Session, vma: Vma) -> int:
+    """The same VMA in another process, with nothing mapped. Returns its id."""
+    copy = add_vma(fs, session, vma.inode, vma.pgoff, vma.length_pages, vma.access, vma.private)
+    for start, end, _ in vma.removed or ():
+        copy.remove(PageRange(start, end))
+    return copy.vma_id
+
+
+def _check_length(inode: Inode, pgoff: int, length_pages: int) -> None:
+    if (pgoff + length_pages) * inode.page_size > OFFSET_BYTES_MAX:
+        raise os_error(errno.EOVERFLOW)
+
+
+def vma_of(session: Session, vma_id: int) -> Vma:
+    vma = session.vmas.get(vma_id)
+    if vma is None:
+        raise os_error(errno.EINVAL, f"this process has no VMA {vma_id}")
+    return vma
 
 
 def munmap(fs: FileSystem, session: Session, request: messages.Munmap) -> None:
-    vma = session.vmas.get(request.vma_id)
-    if vma is None:
-        raise os_error(errno.EINVAL, f"this process has no VMA {request.vma_id}")
-    remove_vma(fs, vma)
+    remove_vma(fs, vma_of(session, request.vma_id))
+
+
+def munmap_range(fs: FileSystem, session: Session, request: messages.MunmapRange) -> Steps[None]:
+    vma = vma_of(session, request.vma_id)
+    pages = PageRange(request.pgoff, request.pgoff + request.length_pages)
+    if not pages.length_pages or not vma.pgoff <= pages.start or pages.end > vma.end_pgoff:
+        raise os_error(errno.EINVAL)
+    return _without_faults(fs, vma, pages, lambda: vma.remove(pages))
+
+
+def mremap(fs: FileSystem, session: Session, request: messages.Mremap) -> Steps[None]:
+    vma = vma_of(session, request.vma_id)
+    if not request.length_pages:
+        raise os_error(errno.EINVAL)
+    _check_length(vma.inode, vma.pgoff, request.length_pages)
+    gone = PageRange(vma.pgoff + request.length_pages, max(vma.end_pgoff, vma.pgoff + request.length_pages))
+    return _without_faults(fs, vma, gone, lambda: vma.resize(request.length_pages))
+
+
+def _without_faults(fs: FileSystem, vma: Vma, gone: PageRange, change: Callable[[], None]) -> Steps[None]:
+    """Change the VMA, so that it does not have the pages `gone` any more, and have its process drop them.
+
+    No fault is under way meanwhile, so none is answered by a Map of pages that the VMA has no more (I7).
+    """
+    inode = vma.inode
+    if granted := inode.invalidate_lock.acquire_exclusive():
+        yield granted
+    try:
+        if vma.vma_id not in inode.mapping.i_mmap:
+            raise os_error(errno.EINVAL, "the mapping has been closed meanwhile")
+        if any(pinned.vma is vma and pinned.pages.overlaps(gone) for pinned in vma.session.pins.values()):
+            raise os_error(errno.EBUSY, "the range is pinned")
+        change()
+        if gone.length_pages:
+            yield from fs.unmapper.unmap_vma(vma, gone)
+    finally:
+        inode.invalidate_lock.release_exclusive()
 
 
 def remove_vma(fs: FileSystem, vma: Vma) -> None:
     """Take the VMA out of the rmap. Precondition: its process has no translation of it, and takes none."""
+    pins.unpin_vma(vma)
     del vma.session.vmas[vma.vma_id], vma.inode.mapping.i_mmap[vma.vma_id]
     fs.put(vma.inode)
 
 
-def fsync(_fs: FileSystem, session: Session, request: messages.Fsync) -> None:
-    _inode(session, request.handle)  # stores are in the region already, and the region is as durable as it gets
+def pin(fs: FileSystem, session: Session, request: messages.Pin) -> Steps[int]:
+    vma = vma_of(session, request.vma_id)
+    return pins.pin(fs, vma, PageRange(request.pgoff, request.pgoff + request.length_pages))
+
+
+def unpin(_fs: FileSystem, session: Session, request: messages.Unpin) -> None:
+    pinned = session.pins.get(request.pin_id)
+    if pinned is None:
+        raise os_error(errno.EINVAL, f"this process has no pin {request.pin_id}")
+    pins.unpin(pinned.vma, request.pin_id)
 
 
 def maps(fs: FileSystem, _session: Session, request: messages.Maps) -> list[dict[str, Any]]:
-    """For each VMA: pid, evicted, vma_id, pgoff, length_pages, access, and mapped: (pgoff, length_pages, target, pfn,
-    access) for each piece of its page table, flat."""
+    """For each VMA: pid, evicted, vma_id, pgoff, length_pages, access, private, and mapped: (pgoff, length_pages,
+    target, pfn, access) for each piece of its page table, flat."""
     entries: list[dict[str, Any]] = []
     pieces = 0
     for vma in fs.lookup(request.name).mapping.i_mmap.values():  # by id: they are made in that order
@@ -192,6 +222,7 @@ def _map_entry(vma: Vma) -> dict[str, Any]:
         "pgoff": vma.pgoff,
         "length_pages": vma.length_pages,
         "access": int(vma.access),
+        "private": vma.private,
         "mapped": mapped,
     }
 
@@ -206,16 +237,14 @@ REQUESTS: Final[dict[type[Any], Request]] = {
     messages.List: list_files,
     messages.Unlink: unlink,
     messages.Rename: rename,
-    messages.Truncate: set_size,
-    messages.Fallocate: fallocate,
-    messages.Read: read,
-    messages.Write: write,
-    messages.Seek: seek,
-    messages.Extents: extents,
     messages.Mmap: mmap,
     messages.Munmap: munmap,
-    messages.Fsync: fsync,
+    messages.MunmapRange: munmap_range,
+    messages.Mremap: mremap,
+    messages.Pin: pin,
+    messages.Unpin: unpin,
     messages.Maps: maps,
+    **FILE_REQUESTS,
 }
 
 

@@ -15,7 +15,7 @@ Its handles, VMAs, faults and unmap requests are tied to it and go with it.
 
 from enum import Enum, auto
 
-from dax_mp.address_space import Vma
+from dax_mp.address_space import Pinned, Vma
 from dax_mp.inode import Inode
 from dax_mp.unmap import UnmapRequest
 
@@ -28,10 +28,50 @@ class SessionState(Enum):
     GONE = auto()
 
 
+class Lease:
+    """Blocks of a file that are lent to the session (`direct_io.py`). locked: None where they are to be loaded from.
+
+    since_s: when. locked: the pages whose entry locks are held. fresh: the unwritten blocks made for this.
+    """
+
+    __slots__ = ("end_bytes", "fresh", "inode", "locked", "session", "since_s", "start_bytes", "write")
+
+    def __init__(
+        self,
+        session: "Session",
+        inode: Inode,
+        start_bytes: int,
+        end_bytes: int,
+        since_s: float,
+        locked: list[int] | None = None,
+        fresh: list[tuple[int, int, int]] | None = None,
+    ) -> None:
+        self.session = session
+        self.inode = inode
+        self.start_bytes = start_bytes
+        self.end_bytes = end_bytes
+        self.since_s = since_s
+        self.write = locked is not None
+        self.locked = locked or []
+        self.fresh = fresh or []
+
+
 class Session:
     """One client process. token: TOKEN_BYTES long, its name everywhere. pid: as the kernel gives it."""
 
-    __slots__ = ("evict_errno", "faults", "handles", "next_handle", "pid", "state", "token", "unacknowledged", "vmas")
+    __slots__ = (
+        "evict_errno",
+        "faults",
+        "handles",
+        "leases",
+        "next_handle",
+        "pid",
+        "pins",
+        "state",
+        "token",
+        "unacknowledged",
+        "vmas",
+    )
 
     def __init__(self, token: bytes, pid: int) -> None:
         self.token = token
@@ -41,6 +81,8 @@ class Session:
         self.handles: dict[int, Inode] = {}
         self.next_handle = 1
         self.vmas: dict[int, Vma] = {}
+        self.pins: dict[int, Pinned] = {}
+        self.leases: dict[int, Lease] = {}
         self.unacknowledged: dict[int, UnmapRequest] = {}
         self.faults = 0
         """How many of its faults are under way."""

@@ -1,4 +1,4 @@
-"""Truncate and punch: the operations that take blocks away from a file that processes have mapped.
+"""Truncate: it takes blocks away from a file that processes have mapped, and private copies from those processes.
 
 The order is that of xfs_vn_setattr_size() and truncate_setsize(): size down, unmap, wait, and only then free. Between
 the first step and the last, invalidate_lock keeps every fault out, so nobody can get a new translation to a block that
@@ -6,18 +6,16 @@ is about to go (Linux had that twice: a fault that passed the i_size check befor
 ea3d7209ca01).
 """
 
-import errno
-
-from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
 from dax_mp.inode import Inode
 from dax_mp.limits import OFFSET_BYTES_MAX
+from dax_mp.pins import lock_unpinned
 from dax_mp.ranges import PageRange
 from dax_mp.transaction import Steps
 
 
 def truncate(fs: FileSystem, inode: Inode, size_bytes: int) -> Steps[None]:
-    """Set the size. Growing takes no block: the new range is a hole."""
+    """Set the size. Growing takes no block: the new range is a hole. Raises OSError EBUSY (a pin)."""
     if granted := inode.rwsem.acquire_exclusive():
         yield granted
     try:
@@ -40,53 +38,20 @@ def extend(fs: FileSystem, inode: Inode, size_bytes: int) -> None:
 
 
 def _truncate_down(fs: FileSystem, inode: Inode, size_bytes: int) -> Steps[None]:
-    if granted := inode.invalidate_lock.acquire_exclusive():
-        yield granted
+    page_size = inode.page_size
+    yield from lock_unpinned(fs, inode, PageRange(-(-size_bytes // page_size), OFFSET_BYTES_MAX))
     try:
         # No fault is being served, and none will be until the end.
-        page_size = inode.page_size
         fs.device.zero_bytes(inode, size_bytes, -(-size_bytes // page_size) * page_size)
         inode.size_bytes = size_bytes
         # Bytes past the end of the last page read as zero (I6); a fault served from now on sees the new size (I2).
         past_eof = PageRange(inode.size_pages, OFFSET_BYTES_MAX)
-        holders = yield from fs.unmapper.unmap_mapping_range(inode, [past_eof])
+        if delay := fs.delays.at("truncate.size_set"):
+            yield delay
+        holders = yield from fs.unmapper.unmap_mapping_range(inode, [past_eof], even_cows=True)
+        if delay := fs.delays.at("truncate.unmapped"):
+            yield delay
         # Every process has dropped its translations past the end (I1): the blocks can go.
         fs.cut(inode, past_eof, holders)
     finally:
         inode.invalidate_lock.release_exclusive()
-
-
-def punch_hole(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: int) -> Steps[None]:
-    """Make [offset, offset + length) a hole, up to the end of the file; the size stays (FALLOC_FL_PUNCH_HOLE).
-
-    Whole pages lose their blocks; parts of a page are zeroed in place. Raises OSError EINVAL for no length, EFBIG.
-    """
-    if not length_bytes:
-        raise os_error(errno.EINVAL, "a hole needs a length")
-    if offset_bytes + length_bytes > OFFSET_BYTES_MAX:
-        raise os_error(errno.EFBIG)
-    if granted := inode.rwsem.acquire_exclusive():
-        yield granted
-    try:
-        if granted := inode.invalidate_lock.acquire_exclusive():
-            yield granted
-        try:
-            yield from _punch(fs, inode, offset_bytes, offset_bytes + length_bytes)
-        finally:
-            inode.invalidate_lock.release_exclusive()
-    finally:
-        inode.rwsem.release_exclusive()
-
-
-def _punch(fs: FileSystem, inode: Inode, start_bytes: int, end_bytes: int) -> Steps[None]:
-    """Precondition: both locks are held exclusive."""
-    page_size = inode.page_size
-    whole = PageRange(-(-start_bytes // page_size), end_bytes // page_size)
-    if whole.start >= whole.end:
-        fs.device.zero_bytes(inode, start_bytes, end_bytes)
-        return
-    fs.device.zero_bytes(inode, start_bytes, whole.start * page_size)
-    fs.device.zero_bytes(inode, whole.end * page_size, end_bytes)
-    holders = yield from fs.unmapper.unmap_mapping_range(inode, [whole])
-    # Nobody has the whole pages mapped, and no fault is served until invalidate_lock is released: the blocks can go.
-    fs.cut(inode, whole, holders)

@@ -23,6 +23,7 @@ from dax_mp.inode import Inode
 from dax_mp.limits import SEGMENTS_MAX
 from dax_mp.messages import Unmap
 from dax_mp.ranges import PageRange
+from dax_mp.timers import Timers
 from dax_mp.transaction import Completion, Scheduler, Steps
 
 if TYPE_CHECKING:
@@ -63,30 +64,38 @@ class UnmapRequest:
 class Unmapper:
     """Sends Unmaps and keeps account of who has not acknowledged.
 
-    effects: where messages go. now_s: the time of the last tick, in seconds; deadlines count from it.
+    effects: where messages go. timers: deadlines count from its time.
     """
 
-    def __init__(self, scheduler: Scheduler, effects: list[Effect], counters: dict[str, int]) -> None:
+    def __init__(self, scheduler: Scheduler, timers: Timers, effects: list[Effect], counters: dict[str, int]) -> None:
         self._scheduler = scheduler
+        self._timers = timers
         self._effects = effects
         self._counters = counters
         self._next_id = 1
-        self.now_s = 0.0
         self.outstanding: dict[int, UnmapRequest] = {}
         """By id, oldest first."""
         self._wait_for_next: list[Completion] = []
 
-    def unmap_mapping_range(self, inode: Inode, page_ranges: list[PageRange]) -> Steps[set[bytes]]:
+    def unmap_mapping_range(
+        self, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
+    ) -> Steps[set[bytes]]:
         """Unmap the pages in every VMA, and wait.
 
         page_ranges: usually one; several, for a write over several holes, go out as one broadcast.
+        even_cows: drop private copies too, which a truncate does, and nothing else (unmap_mapping_range() in Linux).
         Precondition: no new translation to these pages can come up (invalidate_lock or their entry locks are held).
         Postcondition: no process has a translation to them, but for those whose tokens are returned: evicted sessions
         that have not acknowledged.
         """
-        mapped = [(vma, span) for pages in page_ranges for vma, span in inode.mapping.mapped(pages)]
-        if not mapped:
-            return set()
+        mapped = [mapper for pages in page_ranges for mapper in inode.mapping.mapped(pages, even_cows)]
+        return (yield from self._unmap(mapped, even_cows)) if mapped else set()
+
+    def unmap_vma(self, vma: Vma, pages: PageRange) -> Steps[set[bytes]]:
+        """Unmap pages, and drop copies, in one VMA, and wait. Precondition: no fault on them is answered by a Map."""
+        return (yield from self._unmap([(vma, pages)], even_cows=True))
+
+    def _unmap(self, mapped: list[tuple[Vma, PageRange]], even_cows: bool) -> Steps[set[bytes]]:
         broadcast = _Broadcast(self._scheduler)
         ranges_of: dict[Session, list[tuple[Vma, PageRange]]] = {}
         for vma, span in mapped:
@@ -96,20 +105,22 @@ class Unmapper:
                 ranges_of.setdefault(vma.session, []).append((vma, span))
         for session, ranges in ranges_of.items():
             for first in range(0, len(ranges), SEGMENTS_MAX):
-                self._send(session, ranges[first : first + SEGMENTS_MAX], broadcast)
+                self._send(session, ranges[first : first + SEGMENTS_MAX], broadcast, even_cows)
         if broadcast.pending:
             yield broadcast.all_answered
         # One that has dropped everything, or died, since it was evicted holds nothing back any more.
         return {session.token for session in broadcast.evicted if session.may_hold_translations}
 
-    def _send(self, session: "Session", ranges: list[tuple[Vma, PageRange]], broadcast: _Broadcast) -> None:
-        request = UnmapRequest(self._next_id, session, ranges, broadcast, self.now_s)
+    def _send(
+        self, session: "Session", ranges: list[tuple[Vma, PageRange]], broadcast: _Broadcast, even_cows: bool
+    ) -> None:
+        request = UnmapRequest(self._next_id, session, ranges, broadcast, self._timers.now_s)
         self._next_id += 1
         broadcast.pending += 1
         self.outstanding[request.request_id] = request
         session.unacknowledged[request.request_id] = request
         flat = [number for vma, span in ranges for number in (vma.vma_id, span.start, span.length_pages)]
-        self._effects.append(SendPager(session.token, Unmap(request.request_id, 0, flat)))
+        self._effects.append(SendPager(session.token, Unmap(request.request_id, int(even_cows), flat)))
         self._counters["unmaps"] += 1
 
     def acknowledged(self, session: "Session", request_id: int) -> bool:
@@ -152,7 +163,7 @@ class Unmapper:
         """The sessions that have left a request unanswered for `timeout_s`."""
         late: dict[Session, None] = {}
         for request in self.outstanding.values():
-            if request.sent_s + timeout_s > self.now_s:
+            if request.sent_s + timeout_s > self._timers.now_s:
                 break
             late[request.session] = None
         return list(late)

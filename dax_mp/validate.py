@@ -20,12 +20,17 @@ def validate(fs: FileSystem, sessions: Mapping[bytes, Session]) -> None:
     """Assert every invariant. Raises AssertionError that names the one that is broken."""
     for inode in fs.inodes.values():
         inode.block_map.check()
+        inode.unwritten.check()
         _validate_users(inode, sessions)
         for vma in inode.mapping.i_mmap.values():
             vma.page_table.check()
             if not vma.session.evicted:
                 _validate_translations(inode, vma)
-    blocks = [(pfn, pfn + end - start) for inode in fs.inodes.values() for start, end, pfn in inode.block_map]
+    blocks = [
+        (pfn, pfn + end - start)
+        for inode in fs.inodes.values()
+        for start, end, pfn in (*inode.block_map, *inode.unwritten)
+    ]
     _validate_places(fs.device.frames, blocks)
     if fs.device.dram_frames is not None:
         cached = [pfn for inode in fs.inodes.values() for pfn in inode.mapping.i_pages.values()]

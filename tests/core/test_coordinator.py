@@ -19,6 +19,7 @@ from dax_mp.memory import ByteArrayMemory
 from dax_mp.messages import (
     PROTOCOL_VERSION,
     Access,
+    Adopt,
     Bye,
     Close,
     ControlRequest,
@@ -27,6 +28,7 @@ from dax_mp.messages import (
     Extents,
     Fallocate,
     Fault,
+    FaultError,
     Fsync,
     Hello,
     List,
@@ -123,8 +125,6 @@ def test_a_session_is_opened_once(coordinator: Coordinator) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Fault(1, 1, 4, 0),
-        Fault(1, 1, OFFSET_BYTES_MAX, 1),
         UnmapAck(0),
         UnmapAck(OFFSET_BYTES_MAX),
         Dropped(),
@@ -140,6 +140,14 @@ def test_a_pager_that_breaks_the_protocol_is_evicted_alone(world: World, message
     assert error_of(world, 0, read_page(1, 0)) == errno.EPROTO
     assert world.access(1, Store(2, 0, 5)) is None
     world.check()
+
+
+def test_a_fault_past_the_vma_is_one_of_before_it_shrank(world: World) -> None:
+    token = world.clients[0].token
+    for pgoff in (4, OFFSET_BYTES_MAX):
+        world.coordinator.receive_pager(token, Fault(1, 1, pgoff, 1))
+        (effect,) = world.coordinator.take_effects()
+        assert effect == SendPager(token, FaultError(1, 1, pgoff, 1, errno.EFAULT))
 
 
 def test_a_fault_below_the_vma_breaks_the_protocol(world: World) -> None:
@@ -374,7 +382,7 @@ def test_errors(world: World, request_: Mmap, code: int) -> None:
 
 
 def test_every_request_has_a_function() -> None:
-    answered_by_the_coordinator_itself = {Hello, Bye, Statfs}
+    answered_by_the_coordinator_itself = {Hello, Bye, Statfs, Adopt}
     assert set(requests.REQUESTS) == set(get_args(ControlRequest)) - answered_by_the_coordinator_itself
 
 
@@ -437,6 +445,7 @@ def test_maps_says_who_has_what_mapped(world: World) -> None:
         "pgoff": 0,
         "length_pages": 4,
         "access": 3,
+        "private": False,
         "mapped": [1, 1, Target.PMEM, pfn, 3],
     }
     assert (other["pid"], other["evicted"]) == (1001, True)
@@ -494,7 +503,7 @@ def test_a_list_of_files_with_many_mappers_comes_in_replies_that_fit() -> None:
     for name in range(LIST_ENTRIES_MAX):
         inode = coordinator.fs.create(f"{name:05}")
         for session in coordinator.sessions.values():
-            vma_id = coordinator.fs.next_vma_id()
+            vma_id = coordinator.fs.next_id()
             inode.mapping.i_mmap[vma_id] = Vma(vma_id, session, inode, 0, 1, Access.READ)
     entries = all_replies(coordinator, tokens[0], lambda after: List(1, after or ""), "name")
     assert [entry["name"] for entry in entries] == sorted(coordinator.fs.names)

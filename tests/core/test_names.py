@@ -9,7 +9,7 @@ from dax_mp.messages import Close, Fstat, List, Munmap, Open, OpenFlag, Rename, 
 from simulation.client import PAGE_SIZE, Failed, Load, Store, page_bytes
 from simulation.world import World, read_page, write_page
 
-CREATE, EXCLUSIVE, TRUNCATE = map(int, OpenFlag)
+CREATE, EXCLUSIVE, TRUNCATE, EPHEMERAL = map(int, OpenFlag)
 
 
 @pytest.fixture

@@ -1,0 +1,102 @@
+"""Collapse and insert: the operations that move blocks to other pages of their file (FALLOC_FL_COLLAPSE_RANGE,
+FALLOC_FL_INSERT_RANGE; xfs_collapse_file_space(), xfs_insert_file_space()).
+
+A block that changes its page must not be reachable through a translation of its old one (I1). So all from the first
+page that moves on is unmapped, and stays so: invalidate_lock is held exclusive until both block maps are shifted. What
+an evicted process may still reach cannot move at all: those pages get copies, and their old blocks go to quarantine.
+"""
+
+import errno
+
+from dax_mp import blocks
+from dax_mp.address_space import pte_fields
+from dax_mp.errors import os_error
+from dax_mp.file_system import FileSystem
+from dax_mp.inode import Inode
+from dax_mp.limits import OFFSET_BYTES_MAX
+from dax_mp.messages import Target
+from dax_mp.pins import lock_unpinned
+from dax_mp.ranges import PageRange, RangeMap
+from dax_mp.transaction import Steps
+
+
+def collapse_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: int) -> Steps[None]:
+    """Take [offset, offset + length) out of the file; what follows moves down. Precondition: rwsem exclusive.
+
+    Raises OSError EINVAL: not whole pages, or the range reaches the end of the file, where a truncate would do.
+    """
+    first, count = _whole_pages(inode, offset_bytes, length_bytes)
+    if offset_bytes + length_bytes >= inode.size_bytes:
+        raise os_error(errno.EINVAL, "the range reaches the end of the file: truncate it")
+    rest = PageRange(first, OFFSET_BYTES_MAX)
+    yield from lock_unpinned(fs, inode, rest)
+    try:
+        holders = yield from _unmap_rest(fs, inode, rest)
+        _replace_reachable(fs, inode, PageRange(first + count, OFFSET_BYTES_MAX), holders)
+        fs.cut(inode, PageRange(first, first + count), holders)
+        _move(inode, first + count, -count)
+        inode.size_bytes -= length_bytes
+    finally:
+        inode.invalidate_lock.release_exclusive()
+
+
+def insert_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: int) -> Steps[None]:
+    """Put a hole of `length` in at the offset; what was there moves up. Precondition: rwsem exclusive.
+
+    Raises OSError EINVAL: not whole pages, or at or past the end of the file; EFBIG.
+    """
+    first, count = _whole_pages(inode, offset_bytes, length_bytes)
+    if inode.size_bytes + length_bytes > OFFSET_BYTES_MAX:
+        raise os_error(errno.EFBIG)
+    if offset_bytes >= inode.size_bytes:
+        raise os_error(errno.EINVAL, "the offset is past the end of the file: make it longer")
+    rest = PageRange(first, OFFSET_BYTES_MAX)
+    yield from lock_unpinned(fs, inode, rest)
+    try:
+        holders = yield from _unmap_rest(fs, inode, rest)
+        _replace_reachable(fs, inode, rest, holders)
+        inode.size_bytes += length_bytes
+        _move(inode, first, count)
+    finally:
+        inode.invalidate_lock.release_exclusive()
+
+
+def _whole_pages(inode: Inode, offset_bytes: int, length_bytes: int) -> tuple[int, int]:
+    if offset_bytes % inode.page_size or length_bytes % inode.page_size:
+        raise os_error(errno.EINVAL, f"offset and length must be multiples of the page size, {inode.page_size}")
+    return offset_bytes // inode.page_size, length_bytes // inode.page_size
+
+
+def _unmap_rest(fs: FileSystem, inode: Inode, rest: PageRange) -> Steps[set[bytes]]:
+    """Have all that is to move unmapped, and what was stored past the end of the file zeroed, since the end moves too.
+
+    The page cache's pages are dropped: they are of holes, which move without them.
+    """
+    holders = yield from fs.unmapper.unmap_mapping_range(inode, [rest])
+    if delay := fs.delays.at("shift.unmapped"):
+        yield delay
+    fs.device.zero_bytes(inode, inode.size_bytes, inode.size_pages * inode.page_size)  # I6
+    fs.device.holes.discard(inode, rest, holders)
+    return holders
+
+
+def _move(inode: Inode, start: int, steps: int) -> None:
+    """Move every block from page `start` on by that many pages."""
+    for block_map in (inode.block_map, inode.unwritten):
+        for low, high, pfn in block_map.clear(start, OFFSET_BYTES_MAX):
+            block_map.set(low + steps, high + steps, pfn)
+
+
+def _replace_reachable(fs: FileSystem, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
+    """Give copies to the pages that an evicted process may still reach. Raises OSError ENOSPC; nothing is moved yet."""
+    reachable: RangeMap[None] = RangeMap()
+    holders = holders | inode.lent_to(pages)
+    for lent in inode.lent:
+        if (start := max(lent.pages.start, pages.start)) < (end := min(lent.pages.end, pages.end)):
+            reachable.set(start, end, None)
+    for vma in inode.mapping.i_mmap.values():
+        if vma.session.token in holders:
+            for start, end, entry in vma.page_table.pieces(*pages):
+                if pte_fields(entry)[0] == Target.PMEM:
+                    reachable.set(start, end, None)
+    blocks.replace(fs, inode, [PageRange(start, end) for start, end, _ in reachable], holders)
