@@ -9,6 +9,8 @@ SOURCES = [
     "window_type.c",
     "pager_type.c",
     "window.c",
+    "private.c",
+    "io.c",
     "fault.c",
     "bus_error.c",
     "pager.c",

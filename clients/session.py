@@ -49,13 +49,15 @@ CLOSE_TIMEOUT_S: Final = 5.0
 _sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
 
 
-def connect(endpoint: str | os.PathLike[str] | None = None) -> "Session":
+def connect(endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise") -> "Session":
     """A new session at the coordinator of `endpoint`; None: $DAX_MP_ENDPOINT, else the user's default.
+
+    bus_error: what an access that has nothing to map ends in: `raise` a BusError, or `signal` SIGBUS, as in Linux.
 
     Raises NoCoordinatorError where none serves there, ProtocolError where it is of another version or page size,
     TimeoutError where it does not answer, OSError else.
     """
-    return Session(attach.user_endpoint() if endpoint is None else os.fspath(endpoint))
+    return Session(attach.user_endpoint() if endpoint is None else os.fspath(endpoint), bus_error)
 
 
 class Session:
@@ -65,8 +67,12 @@ class Session:
     session is closed, and OSError ESTALE when it was evicted or belongs to the parent process.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, bus_error: str) -> None:
+        if bus_error not in ("raise", "signal"):
+            raise ValueError(f"bus_error must be 'raise' or 'signal', not {bus_error!r}")
         self.endpoint = os.path.abspath(endpoint)
+        self.bus_error = bus_error
+        """What an access that has nothing to map ends in: `raise` a BusError, or the kernel's `signal`, SIGBUS."""
         self._close_lock = threading.Lock()
         self._closed = True
         self._pid = os.getpid()
@@ -105,6 +111,7 @@ class Session:
                 pmem_fd=self._open_region("pmem", open_regions),
                 dram_fd=self._open_region("dram", open_regions),
                 timeout_ms=round(CONNECT_TIMEOUT_S * 1000),
+                sigbus=self.bus_error == "signal",
             )
             """For the library's own modules."""
         undo.callback(self.pager.close)

@@ -32,7 +32,7 @@ class Coordinator:
         self.pidfd = os.pidfd_open(self.process.pid)
 
     def tell(self, *command: object) -> None:
-        """`set NAME VALUE`, `send HEX...`, `answer`, `unmap ID RANGES`, `evict ERRNO`: see `Rules.obey`."""
+        """`set NAME VALUE`, `write PAGES`, `send HEX...`, `answer`, `unmap ID RANGES EVEN_COWS`, `evict ERRNO`: see `Rules.obey`."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command).encode() + b"\n")
         self.process.stdin.flush()
@@ -128,12 +128,14 @@ class Rules:
                 assert hasattr(self, name)
                 setattr(self, name, value)
                 report("set")
+            case ["write", pages]:
+                self.written.update(range(pages))
             case ["send", *frames]:
                 self.router.send_multipart([self.pager, *(bytes.fromhex(frame) for frame in frames)])
             case ["answer"]:
                 self.answer()
-            case ["unmap", request_id, ranges]:
-                self.send(messages.Unmap(request_id, 0, ranges))
+            case ["unmap", request_id, ranges, *even_cows]:
+                self.send(messages.Unmap(request_id, *(even_cows or [0]), ranges))
             case ["evict", code]:
                 self.send(messages.Evict(code))
             case command:

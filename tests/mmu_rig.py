@@ -47,6 +47,7 @@ class Rig:
                 "pmem_fd": self.region_fd,
                 "dram_fd": -1,
                 "timeout_ms": TIMEOUT_MS,
+                "sigbus": False,
                 **arguments,
             }
         )

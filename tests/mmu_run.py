@@ -8,12 +8,14 @@ import signal
 import sys
 
 import mmu_bus_errors
+import mmu_private
+import mmu_ranges
 import mmu_signals
 import mmu_translations
 import mmu_zmtp
 from mmu_rig import SCENARIOS, Rig
 
-MODULES = (mmu_bus_errors, mmu_signals, mmu_translations, mmu_zmtp)
+MODULES = (mmu_bus_errors, mmu_private, mmu_ranges, mmu_signals, mmu_translations, mmu_zmtp)
 TIMEOUT_S = 120
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class Pager:
         pmem_fd: int,
         dram_fd: int,
         timeout_ms: int,
-        sigbus: bool = False,
+        sigbus: bool,
     ) -> None:
         """Connect to the Unix socket at `path`, say PagerHello and wait for PagerReady.
 
@@ -93,8 +93,8 @@ class Window:
     def drop(self, offset_bytes: int, length_bytes: int) -> None:
         """Drop the translations of the whole pages of the range, and private copies (madvise(2), MADV_DONTNEED)."""
 
-    def keep(self, offset_bytes: int, length_bytes: int, keep: bool) -> None:
-        """Never give up translations of this range for vm.max_map_count (a pin), or do so again; calls are counted."""
+    def keep(self, keep: bool, /) -> None:
+        """Never give up the window's translations for vm.max_map_count (a pin), or do so again; calls are counted."""
 
     def rebind(self, pager: Pager, vma_id: int) -> None:
         """In the child of a fork: faults go to this pager, as this VMA's, from now on."""

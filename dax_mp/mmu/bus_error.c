@@ -83,6 +83,31 @@ bool guarded_copy(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_
     return true;
 }
 
+static __attribute__((noinline)) void touch(char *from, size_t count, size_t step, bool write)
+{
+    for (char *end = from + count; from < end; from += step - (uintptr_t)from % step)
+        if (write)
+            __atomic_fetch_or((unsigned char *)from, 0, __ATOMIC_RELAXED);
+        else
+            (void)*(volatile char *)from;
+}
+
+bool guarded_touch(char *from, size_t count, size_t step, bool write)
+{
+    sigjmp_buf here;
+
+    if (sigsetjmp(here, 0)) {
+        guard = NULL;
+        return false;
+    }
+    guard = &here;
+    atomic_signal_fence(memory_order_seq_cst);
+    touch(from, count, step, write);
+    atomic_signal_fence(memory_order_seq_cst);
+    guard = NULL;
+    return true;
+}
+
 /* --- delivery ---------------------------------------------------------------------------------------------------- */
 
 /* A slot goes FREE -> FILLING -> WAITED_FOR or LEFT -> (DONE ->) FREE. The poster moves it up to WAITED_FOR, or LEFT

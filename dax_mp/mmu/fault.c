@@ -103,14 +103,14 @@ static bool was_sent(const siginfo_t *info)
     return info->si_code <= 0; /* by kill() and its like, not by the kernel for an access */
 }
 
-/* A real fault happens again when we return; a sent signal has to be sent again. */
-static void default_action(int signal, siginfo_t *info)
+/* A real fault happens again when we return; a signal that was sent, or that we make, has to be sent again. */
+static void default_action(int signal, siginfo_t *info, bool send)
 {
     struct sigaction action = {.sa_handler = SIG_DFL};
     sigset_t set;
 
     sigaction(signal, &action, NULL);
-    if (!was_sent(info))
+    if (!send)
         return;
     syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), signal, info);
     sigemptyset(&set);
@@ -132,7 +132,8 @@ static void call(const struct sigaction *previous, int signal, siginfo_t *info, 
         previous->sa_handler(signal);
 }
 
-static void chain(int signal, siginfo_t *info, void *context)
+/* made: this signal is ours, and not one that the kernel has raised. */
+static void chain(int signal, siginfo_t *info, void *context, bool made)
 {
     struct chained *behind = &chained[index_of(signal)];
     volatile struct passing *mark = &chaining[index_of(signal)];
@@ -143,7 +144,7 @@ static void chain(int signal, siginfo_t *info, void *context)
     if (!circle && previous.sa_handler == SIG_IGN && was_sent(info))
         return;
     if (circle || previous.sa_handler == SIG_DFL || previous.sa_handler == SIG_IGN) {
-        default_action(signal, info);
+        default_action(signal, info, made || was_sent(info));
         return;
     }
     mark->context = context;
@@ -175,9 +176,22 @@ static bool is_ours(int signal, const siginfo_t *info, const ucontext_t *context
         .pgoff = window->pgoff + ((uintptr_t)info->si_addr - window->base) / page_size_bytes(),
         .kind = signal == SIGBUS ? FAULT_FRAME_GONE : access == ACCESS_WRITE ? FAULT_WRITE : FAULT_READ,
         .write = access == ACCESS_WRITE,
-        .raw = !guarded(),
+        .as_write = access == ACCESS_WRITE && !window->is_private,
+        .raw = !guarded() && !window->pager->config.sigbus,
     };
     return true;
+}
+
+/* What the kernel does where it has nothing to map: SIGBUS, to whoever wants it. */
+static void raise_sigbus(const siginfo_t *fault, void *context)
+{
+    siginfo_t info;
+
+    memset(&info, 0, sizeof info);
+    info.si_signo = SIGBUS;
+    info.si_code = BUS_ADRERR;
+    info.si_addr = fault->si_addr;
+    chain(SIGBUS, &info, context, fault->si_signo != SIGBUS);
 }
 
 static void on_fault(int signal, siginfo_t *info, void *context)
@@ -186,11 +200,13 @@ static void on_fault(int signal, siginfo_t *info, void *context)
     struct fault fault;
 
     if (!is_ours(signal, info, context, &fault)) {
-        chain(signal, info, context);
+        chain(signal, info, context, false);
     } else {
         pager_serve(fault.window->pager, &fault);
-        if (fault.error && fault.raw && !fault.has_scratch)
-            default_action(signal, info); /* the instruction can neither go on nor be given up */
+        if (fault.error && fault.window->pager->config.sigbus)
+            raise_sigbus(info, context);
+        else if (fault.error && fault.raw && !fault.has_scratch)
+            default_action(signal, info, false); /* the instruction can neither go on nor be given up */
         else if (fault.error)
             bus_error(fault.window, fault.serial, (uintptr_t)info->si_addr - fault.window->base, fault.error);
     }

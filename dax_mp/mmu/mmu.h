@@ -23,6 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/types.h>
 
 #include "zmtp.h"
 
@@ -41,6 +42,8 @@ struct window {
     uint64_t length_pages;
     uint64_t pgoff;
     uint64_t vma_id;
+    uint64_t reserved_pages; /* address space, from `base` on; the window may grow so far in its place */
+    bool is_private;         /* a store makes a copy that this process alone sees: see private.c */
     uint64_t serial; /* tells this window from earlier and later ones in the same structure; never 0 */
     bool writable;
     struct pager *pager;
@@ -50,6 +53,8 @@ struct window {
     struct chunk *chunk;
 
     uint64_t mappings; /* windows_lock(): mmap(2) calls since nothing was mapped, about its number of VMAs */
+    uint64_t kept;     /* windows_lock(): how many pins it has; its translations are not given up */
+    uint64_t touched_first, touched_end; /* windows_lock(): private ones: no page outside has ever been mapped */
     _Atomic uint64_t scratch[SCRATCH_RANGES]; /* where it has scratch pages, see window.c; 0 no range */
     _Atomic bool scratch_everywhere;          /* there were more ranges than that */
 };
@@ -62,7 +67,14 @@ void windows_unlock(void);
 
 /* Reserves address space and makes the window findable. `*window` when 0, else an errno. */
 int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t length_pages, bool writable,
-                void *object, struct window **window);
+                bool is_private, void *object, struct window **window);
+/* Lets the window end after `length_pages`. Where its address space cannot grow in place, it gets another, if `may_move`
+ * says that nobody has an address in it; else EBUSY. 0 or an errno. */
+int window_resize(struct window *window, uint64_t length_pages, bool may_move);
+/* In the child of a fork: the window is that VMA of that pager from now on. */
+void window_rebind(struct window *window, struct pager *pager, uint64_t vma_id);
+/* Never gives up the window's translations to make room for others, or does so again; calls are counted. */
+void window_keep(struct window *window, bool keep);
 /* Gives the address space back. Nothing may use its memory any more. */
 void window_close(struct window *window);
 
@@ -73,8 +85,8 @@ struct window *window_at(uintptr_t address);
 struct window *window_of(struct pager *pager, uint64_t vma_id);
 /* Maps frames of `fd` from frame `pfn` on; the kernel's zero page where fd is -1. 0 or an errno. */
 int window_map(struct window *window, uint64_t pgoff, uint64_t length_pages, int prot, int fd, uint64_t pfn);
-/* Drops the translations of a range: an access to it is a fault again. */
-void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages);
+/* Drops the translations of a range: an access to it is a fault again. even_cows: private copies too. */
+void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages, bool even_cows);
 void pager_windows_unmap(struct pager *pager);
 /* Unmaps windows until half of all mappings are gone. False: there was nothing to give up. */
 bool windows_give_up_mappings(void);
@@ -87,6 +99,20 @@ bool windows_any(void);
 /* Puts private memory under a page whose access failed, so that the instruction can end; and under the pages after
  * it, as far as `length_pages` goes and a bound allows. Needs no lock. 0 or an errno. */
 int window_map_scratch(struct window *window, uint64_t pgoff, uint64_t length_pages, bool writable);
+
+/* --- private windows (private.c) --------------------------------------------------------------------------------- */
+
+/* Opens what private windows need, once. 0 or an errno: ENOTSUP where the kernel does not tell copies. */
+int private_init(void);
+/* Whether the page is a copy. Needs no lock; safe in a signal handler. */
+bool private_is_copy(uintptr_t address);
+/* With windows_lock() held, on whole pages of a private window's memory: */
+/* Maps over all but copies. fd -1: pages that read as zero, of which `offset_bytes` is the one in the file. */
+int private_map(uintptr_t address, uint64_t length_bytes, int fd, uint64_t offset_bytes, uint64_t *mappings);
+/* Drops all but copies. 0 or an errno. */
+int private_unmap(uintptr_t address, uint64_t length_bytes);
+/* In the child of a fork. */
+void private_after_fork_in_child(void);
 
 /* --- faults (fault.c) -------------------------------------------------------------------------------------------- */
 
@@ -105,7 +131,8 @@ struct fault {
     uint64_t pgoff;
     uint64_t id; /* on the wire */
     enum fault_kind kind;
-    bool write;
+    bool write;  /* a store */
+    bool as_write; /* what is asked for: a store to a private window needs no more than a load */
     bool raw; /* the access cannot be given up: if it fails, it needs a scratch page to end on */
 
     /* The answer. After `done` is set the structure is the handler's alone again, and may be gone. */
@@ -132,6 +159,7 @@ struct pager_config {
     int pmem_fd;
     int dram_fd; /* -1: none */
     int64_t timeout_ms;
+    bool sigbus; /* an access that has nothing to map ends in SIGBUS */
 };
 
 struct pager {
@@ -143,6 +171,8 @@ struct pager {
     _Atomic(struct fault *) posted;
     _Atomic uint64_t last_fault_id;
     _Atomic uint32_t posting;
+
+    _Atomic uint32_t copying; /* threads in pager_store() and pager_load() */
 
     _Atomic int error; /* 0 while it serves, then once and for all why it does not */
     _Atomic bool stopping;
@@ -174,6 +204,12 @@ void pagers_after_fork_in_child(void);
 void pager_serve(struct pager *pager, struct fault *fault);
 void pager_count(struct pager *pager, enum pager_counter counter, uint64_t by);
 
+/* Copies between a buffer and lent frames of the PMem region, in system calls. Returns how many bytes: fewer where a page
+ * of the buffer is not mapped. -1: nothing was copied, and `*error` says why. Blocks: without the GIL. */
+void pager_await_copies(struct pager *pager);
+ssize_t pager_store(struct pager *pager, const char *from, size_t count, uint64_t offset_bytes, int *error);
+ssize_t pager_load(struct pager *pager, char *to, size_t count, uint64_t offset_bytes, int *error);
+
 /* --- bus errors (bus_error.c) ------------------------------------------------------------------------------------ */
 
 /* Whether this thread's accesses are inside guarded_copy(). */
@@ -182,6 +218,9 @@ bool guarded(void);
 /* Copies `count` bytes that lie `to_step` and `from_step` bytes apart, from or to window memory. False: an access
  * failed, the copy ended there, and the error is kept for take_bus_error. */
 bool guarded_copy(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step, size_t count);
+
+/* Touches a byte in each page of the range, without changing any. As guarded_copy(). */
+bool guarded_touch(char *from, size_t count, size_t step, bool write);
 
 /* From the signal handler, for an access that failed: leaves guarded_copy(), or sees to it that this thread raises
  * the exception at its next bytecode, and returns. */

@@ -100,13 +100,21 @@ static bool post(struct pager *pager, struct fault *fault)
     while (head != SEALED && !atomic_compare_exchange_weak(&pager->posted, &head, fault));
     serving = head != SEALED;
     if (serving) {
-        uint64_t fields[] = {fault->id, fault->vma_id, fault->pgoff, fault->write};
+        uint64_t fields[] = {fault->id, fault->vma_id, fault->pgoff, fault->as_write};
 
         pager_count(pager, COUNT_FAULTS, 1);
         send_message(pager, MESSAGE_FAULT, fields, 4);
     }
     atomic_fetch_sub(&pager->posting, 1);
     return serving;
+}
+
+/* Whether the page is a private copy that was inaccessible for a moment (private.c): there is nothing to fail. */
+static bool is_copy(const struct fault *fault)
+{
+    const struct window *window = fault->window;
+
+    return window->is_private && private_is_copy(window->base + (fault->pgoff - window->pgoff) * page_size_bytes());
 }
 
 void pager_serve(struct pager *pager, struct fault *fault)
@@ -116,6 +124,8 @@ void pager_serve(struct pager *pager, struct fault *fault)
             futex_wait(&fault->done, 0, NULL);
         return;
     }
+    if (is_copy(fault))
+        return;
     fault->error = fault->kind == FAULT_FRAME_GONE ? EIO : fault_error(pager);
     if (fault->raw)
         fault->has_scratch = !window_map_scratch(fault->window, fault->pgoff, 1, fault->write);
@@ -136,6 +146,10 @@ static void fail(struct pager *pager, struct fault *fault, int error, uint64_t p
 {
     uint64_t scratch_pages = 1;
 
+    if (fault->window->serial == fault->serial && is_copy(fault)) {
+        answer(fault, 0);
+        return;
+    }
     if (fault->pgoff >= pgoff && fault->pgoff - pgoff < length_pages)
         scratch_pages = length_pages - (fault->pgoff - pgoff);
     if (fault->raw) {
@@ -285,7 +299,7 @@ static int on_unmap(struct pager *pager, const struct message *message)
         struct window *window = window_of(pager, ranges[i].vma_id);
 
         if (window)
-            window_unmap(window, ranges[i].pgoff, ranges[i].length_pages);
+            window_unmap(window, ranges[i].pgoff, ranges[i].length_pages, message->fields[1] != 0);
     }
     windows_unlock();
     pager_count(pager, COUNT_UNMAPS, 1);
@@ -306,6 +320,7 @@ static int on_evict(struct pager *pager, const struct message *message)
         return EPROTO;
     seal(pager, (int)message->fields[0]);
     unmap_all(pager);
+    pager_await_copies(pager);
     send_message(pager, MESSAGE_DROPPED, NULL, 0);
     return 0;
 }
@@ -495,6 +510,7 @@ void pager_stop(struct pager *pager, int error)
     seal(pager, error);
     while (atomic_load(&pager->posting))
         nanosleep(&A_MOMENT, NULL);
+    pager_await_copies(pager);
     close_fds(pager);
     unmap_all(pager);
     pthread_mutex_unlock(&pager->join_lock);
@@ -516,6 +532,7 @@ void pagers_after_fork_in_child(void)
         atomic_compare_exchange_strong(&pager->error, &serving, ESTALE);
         atomic_store(&pager->posted, SEALED);
         atomic_store(&pager->posting, 0);
+        atomic_store(&pager->copying, 0);
         pthread_mutex_init(&pager->join_lock, NULL);
         pager->joined = true;
         close_fd(&pager->zmtp.fd); /* the parent's connection stays open */

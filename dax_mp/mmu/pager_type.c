@@ -16,14 +16,16 @@ struct arguments {
     int pmem_fd;
     int dram_fd;
     int timeout_ms;
+    int sigbus;
 };
 
 static int parse(PyObject *args, PyObject *kwargs, struct arguments *given)
 {
-    static char *names[] = {"path", "token", "version", "pmem_fd", "dram_fd", "timeout_ms", NULL};
+    static char *names[] = {"path", "token", "version", "pmem_fd", "dram_fd", "timeout_ms", "sigbus", NULL};
 
-    return PyArg_ParseTupleAndKeywords(args, kwargs, "$sy*Iiii:Pager", names, &given->path, &given->token,
-                                       &given->version, &given->pmem_fd, &given->dram_fd, &given->timeout_ms);
+    return PyArg_ParseTupleAndKeywords(args, kwargs, "$sy*Iiiip:Pager", names, &given->path, &given->token,
+                                       &given->version, &given->pmem_fd, &given->dram_fd, &given->timeout_ms,
+                                       &given->sigbus);
 }
 
 static int configure(const struct arguments *given, struct pager_config *config)
@@ -38,6 +40,7 @@ static int configure(const struct arguments *given, struct pager_config *config)
     config->pmem_fd = given->pmem_fd;
     config->dram_fd = given->dram_fd;
     config->timeout_ms = given->timeout_ms;
+    config->sigbus = given->sigbus;
     return 0;
 }
 
@@ -157,9 +160,40 @@ static PyObject *pager_counters(PyObject *object, PyObject *unused)
 #undef COUNTER
 }
 
+/* Copies to or from lent frames; returns how many bytes. */
+static PyObject *copy_lent(PyObject *object, PyObject *args, bool to_region)
+{
+    struct pager *pager = started(object);
+    unsigned long long offset_bytes;
+    Py_buffer buffer;
+    ssize_t done;
+    int error;
+
+    if (!pager || !PyArg_ParseTuple(args, to_region ? "y*K:store" : "w*K:load", &buffer, &offset_bytes))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    done = to_region ? pager_store(pager, buffer.buf, (size_t)buffer.len, offset_bytes, &error)
+                     : pager_load(pager, buffer.buf, (size_t)buffer.len, offset_bytes, &error);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&buffer);
+    return done < 0 ? raise_errno(error) : PyLong_FromSsize_t(done);
+}
+
+static PyObject *pager_method_store(PyObject *object, PyObject *args)
+{
+    return copy_lent(object, args, true);
+}
+
+static PyObject *pager_method_load(PyObject *object, PyObject *args)
+{
+    return copy_lent(object, args, false);
+}
+
 static PyMethodDef pager_methods[] = {
     {"close", (PyCFunction)(void (*)(void))pager_close, METH_VARARGS | METH_KEYWORDS, NULL},
     {"counters", pager_counters, METH_NOARGS, NULL},
+    {"store", pager_method_store, METH_VARARGS, NULL},
+    {"load", pager_method_load, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -29,7 +29,9 @@ enum {
     MAX_MAP_COUNT_DEFAULT = 65530,
     VMAS_PER_MAPPING = 2,
     SCRATCH_BYTES_MAX = 2 << 20,
+    RESERVED_TIMES = 8,
 };
+static const uint64_t RESERVED_BYTES_MIN = 1ull << 30, RESERVED_BYTES_MAX = 1ull << 45;
 
 struct chunk {
     _Atomic uintptr_t base[CHUNK_WINDOWS]; /* 0: no window; the release store of it publishes all else */
@@ -79,12 +81,30 @@ static uint64_t read_max_map_count(void)
 
 /* --- address space ----------------------------------------------------------------------------------------------- */
 
-static int reserve(void *address, uint64_t length_bytes, int flags, void **reserved)
+static int reserve(void *address, uint64_t length_bytes, bool is_private, int flags, void **reserved)
 {
     *reserved = mmap(address, length_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
     if (*reserved == MAP_FAILED)
         return errno;
-    return madvise(*reserved, length_bytes, MADV_DONTFORK) ? errno : 0;
+    return !is_private && madvise(*reserved, length_bytes, MADV_DONTFORK) ? errno : 0;
+}
+
+/* Reserves for a window of `length_pages` that may grow: eight times as much, and a GiB at least, so that 65536 windows
+ * of up to 128 MiB, or a few of many TiB, fit into 47 bits; less where the process may not have so much. */
+static int reserve_ahead(uint64_t length_pages, bool is_private, void **reserved, uint64_t *reserved_pages)
+{
+    uint64_t pages_min = RESERVED_BYTES_MIN / page_size;
+    uint64_t pages = length_pages > RESERVED_BYTES_MAX / page_size / RESERVED_TIMES ? length_pages
+                                                                                    : length_pages * RESERVED_TIMES;
+    int error;
+
+    if (pages < pages_min)
+        pages = pages_min;
+    for (; (error = reserve(NULL, pages * page_size, is_private, 0, reserved)) && pages > length_pages;
+         pages = pages / 2 > length_pages ? pages / 2 : length_pages)
+        continue;
+    *reserved_pages = pages;
+    return error;
 }
 
 static char *page_address(const struct window *window, uint64_t pgoff)
@@ -110,24 +130,34 @@ static bool has_range(const struct window *window)
     return atomic_load_explicit(&window->chunk->base[window->index], memory_order_relaxed) != 0;
 }
 
-static int unmap(struct window *window, uint64_t pgoff, uint64_t end)
+static int unmap(struct window *window, uint64_t pgoff, uint64_t end, bool even_cows)
 {
     void *ignored;
 
-    return reserve(page_address(window, pgoff), (end - pgoff) * page_size, MAP_FIXED, &ignored);
+    if (!window->is_private || even_cows)
+        return reserve(page_address(window, pgoff), (end - pgoff) * page_size, window->is_private, MAP_FIXED, &ignored);
+    if (pgoff < window->touched_first)
+        pgoff = window->touched_first;
+    if (end > window->touched_end)
+        end = window->touched_end;
+    return pgoff < end ? private_unmap((uintptr_t)page_address(window, pgoff), (end - pgoff) * page_size) : 0;
 }
 
-/* This cannot fail for the limit on mappings: it cuts at most the two VMAs at the edges, and the kernel lets that go
+/* A translation would be left that nobody can take back. */
+static _Noreturn void give_up(const char *why)
+{
+    fprintf(stderr, "dax_mp: a window cannot be unmapped: %s\n", why);
+    abort();
+}
+
+/* Drops all translations, but no copies. This cannot fail for the limit on mappings: it cuts at most the two VMAs at the edges, and the kernel lets that go
  * over the limit for a moment. If it does fail, a translation would be left that nobody can take back. */
 static void unmap_whole(struct window *window)
 {
-    int error = has_range(window) ? unmap(window, window->pgoff, window->pgoff + window->length_pages) : 0;
+    int error = has_range(window) ? unmap(window, window->pgoff, window->pgoff + window->length_pages, false) : 0;
 
-    if (error) {
-        fprintf(stderr, "dax_mp: a window of %" PRIu64 " pages cannot be unmapped: %s\n", window->length_pages,
-                strerror(error));
-        abort();
-    }
+    if (error)
+        give_up(strerror(error));
     mappings -= window->mappings;
     window->mappings = 0;
 }
@@ -186,22 +216,30 @@ static void withdraw(struct window *window)
 }
 
 int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t length_pages, bool writable,
-                void *object, struct window **opened)
+                bool is_private, void *object, struct window **opened)
 {
     struct window *window;
     void *base = NULL;
+    uint64_t reserved_pages = 0;
     int error;
 
     windows_lock();
     error = free_windows || add_chunk() ? 0 : ENOMEM;
+    if (!error && is_private)
+        error = private_init();
     if (!error)
-        error = reserve(NULL, length_pages * page_size, 0, &base);
+        error = reserve_ahead(length_pages, is_private, &base, &reserved_pages);
     if (!error) {
         window = free_windows;
         free_windows = window->next;
         window->base = (uintptr_t)base;
         window->length_pages = length_pages;
         window->pgoff = pgoff;
+        window->reserved_pages = reserved_pages;
+        window->is_private = is_private;
+        window->touched_first = UINT64_MAX;
+        window->touched_end = 0;
+        window->kept = 0;
         window->vma_id = vma_id;
         window->serial = ++last_serial;
         window->writable = writable;
@@ -212,10 +250,97 @@ int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t l
         publish(window);
         *opened = window;
     } else if (base && base != MAP_FAILED) {
-        munmap(base, length_pages * page_size);
+        munmap(base, reserved_pages * page_size);
     }
     windows_unlock();
     return error;
+}
+
+static void set_range(struct window *window, uintptr_t base, uint64_t length_pages)
+{
+    window->base = base;
+    window->length_pages = length_pages;
+    atomic_store_explicit(&window->chunk->end[window->index], base + length_pages * page_size, memory_order_relaxed);
+    atomic_store_explicit(&window->chunk->base[window->index], base, memory_order_release);
+}
+
+/* Takes the address space behind the window's, up to `length_pages` in all. EEXIST where something else has it. */
+static int reserve_behind(struct window *window, uint64_t length_pages)
+{
+    uint64_t more_pages = length_pages - window->reserved_pages;
+    void *behind = (char *)window->base + window->reserved_pages * page_size;
+    void *reserved;
+    int error = reserve(behind, more_pages * page_size, window->is_private, MAP_FIXED_NOREPLACE, &reserved);
+
+    if (!error && reserved != behind) { /* a kernel that does not know the flag takes it for a wish */
+        munmap(reserved, more_pages * page_size);
+        error = EEXIST;
+    }
+    if (!error)
+        window->reserved_pages = length_pages;
+    return error;
+}
+
+/* Gives the window other address space. Nothing is mapped there; what is used is faulted in again. */
+static int move_window(struct window *window, uint64_t length_pages)
+{
+    uint64_t reserved_pages;
+    void *base;
+    int error = reserve_ahead(length_pages, false, &base, &reserved_pages);
+
+    if (error)
+        return error;
+    unmap_whole(window);
+    munmap((void *)window->base, window->reserved_pages * page_size);
+    window->reserved_pages = reserved_pages;
+    set_range(window, (uintptr_t)base, length_pages);
+    return 0;
+}
+
+int window_resize(struct window *window, uint64_t length_pages, bool may_move)
+{
+    uint64_t old_end = window->pgoff + window->length_pages;
+    int error = 0;
+
+    windows_lock();
+    if (!has_range(window)) {
+        error = ESTALE;
+    } else if (length_pages <= window->reserved_pages || !(error = reserve_behind(window, length_pages))) {
+        set_range(window, window->base, length_pages);
+        if (window->pgoff + length_pages < old_end) {
+            window->length_pages = old_end - window->pgoff;
+            window_unmap(window, window->pgoff + length_pages, old_end, true);
+            window->length_pages = length_pages;
+        }
+    } else if (may_move && !window->is_private) { /* copies cannot move */
+        error = move_window(window, length_pages);
+    } else {
+        error = window->is_private ? ENOMEM : EBUSY;
+    }
+    windows_unlock();
+    return error;
+}
+
+void window_rebind(struct window *window, struct pager *pager, uint64_t vma_id)
+{
+    struct window **link;
+
+    windows_lock();
+    for (link = bucket(window->pager, window->vma_id); *link != window; link = &(*link)->next)
+        continue;
+    *link = window->next;
+    window->pager = pager;
+    window->vma_id = vma_id;
+    window->next = *bucket(pager, vma_id);
+    *bucket(pager, vma_id) = window;
+    windows_unlock();
+}
+
+void window_keep(struct window *window, bool keep)
+{
+    windows_lock();
+    window->kept += keep ? 1 : -1ull;
+    windows_unlock();
 }
 
 void window_close(struct window *window)
@@ -226,7 +351,7 @@ void window_close(struct window *window)
     reserved = has_range(window);
     withdraw(window);
     if (reserved)
-        munmap((void *)window->base, window->length_pages * page_size);
+        munmap((void *)window->base, window->reserved_pages * page_size);
     mappings -= window->mappings;
     window->mappings = 0;
     window->base = 0;
@@ -285,13 +410,19 @@ static struct window *next_in_table(struct window *window)
 
 /* --- mapping ----------------------------------------------------------------------------------------------------- */
 
+/* How many mappings of the window can be given up. */
+static uint64_t can_give_up(const struct window *window)
+{
+    return window->kept ? 0 : window->mappings;
+}
+
 static struct window *window_with_most_mappings(void)
 {
     struct window *first = &atomic_load_explicit(&chunks, memory_order_relaxed)->windows[0];
     struct window *most = first;
 
     for (struct window *window = next_in_table(first); window != first; window = next_in_table(window))
-        if (window->mappings > most->mappings)
+        if (can_give_up(window) > can_give_up(most))
             most = window;
     return most;
 }
@@ -300,15 +431,17 @@ static struct window *window_with_most_mappings(void)
 bool windows_give_up_mappings(void)
 {
     uint64_t keep = mappings / 2;
+    struct window *first = mappings ? window_with_most_mappings() : NULL, *window = first;
 
-    if (!mappings)
+    if (!first || !can_give_up(first))
         return false;
-    for (struct window *window = window_with_most_mappings(); mappings > keep; window = next_in_table(window)) {
-        if (!window->mappings)
-            continue;
-        pager_count(window->pager, COUNT_DROPS, window->mappings);
-        unmap_whole(window);
-    }
+    do {
+        if (can_give_up(window)) {
+            pager_count(window->pager, COUNT_DROPS, window->mappings);
+            unmap_whole(window);
+        }
+        window = next_in_table(window);
+    } while (mappings > keep && window != first);
     return true;
 }
 
@@ -331,22 +464,37 @@ int window_map(struct window *window, uint64_t pgoff, uint64_t length_pages, int
         return 0;
     if (mappings >= mappings_max)
         windows_give_up_mappings();
-    offset_bytes = fd < 0 ? 0 : (pfn + (first - pgoff)) * page_size;
-    do
-        error = map_over(page_address(window, first), (end - first) * page_size, prot, fd, offset_bytes);
-    while (error == ENOMEM && windows_give_up_mappings());
-    window->mappings++;
-    mappings++;
+    offset_bytes = fd < 0 ? first * page_size : (pfn + (first - pgoff)) * page_size;
+    if (window->is_private) {
+        window->touched_first = first < window->touched_first ? first : window->touched_first;
+        window->touched_end = end > window->touched_end ? end : window->touched_end;
+    }
+    do {
+        char *address = page_address(window, first);
+        uint64_t length_bytes = (end - first) * page_size, made = 0;
+
+        if (window->is_private)
+            error = private_map((uintptr_t)address, length_bytes, fd, offset_bytes, &made);
+        else
+            made = !(error = map_over(address, length_bytes, prot, fd, offset_bytes));
+        window->mappings += made;
+        mappings += made;
+    } while (error == ENOMEM && windows_give_up_mappings());
     return error;
 }
 
-void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages)
+void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages, bool even_cows)
 {
     uint64_t first = pgoff, end = pgoff + length_pages;
 
+    if (length_pages > UINT64_MAX - pgoff)
+        end = UINT64_MAX;
     /* To cut a hole into a VMA makes two of it, and that may be one too many. */
-    if (clip(window, &first, &end) && unmap(window, first, end))
-        unmap_whole(window);
+    if (!clip(window, &first, &end) || !unmap(window, first, end, even_cows))
+        return;
+    unmap_whole(window);
+    if (window->is_private && even_cows && unmap(window, first, end, true))
+        give_up("copies cannot be dropped");
 }
 
 void pager_windows_unmap(struct pager *pager)
@@ -437,7 +585,7 @@ static void drop_scratch(struct window *window)
         uint64_t range = atomic_exchange(&window->scratch[i], 0);
 
         if (range)
-            window_unmap(window, window->pgoff + scratch_first(range), scratch_length(range));
+            window_unmap(window, window->pgoff + scratch_first(range), scratch_length(range), true);
     }
 }
 
@@ -456,17 +604,20 @@ void windows_drop_scratch(void)
 
 /* --- fork -------------------------------------------------------------------------------------------------------- */
 
-/* The child has none of the windows' memory, but it has the views and arrays that point there. So that they fault,
+/* The child has none of the shared windows' memory, but it has the views and arrays that point there. So that they fault,
  * and do not reach memory that something else has got meanwhile, each range is reserved again at its address. One
- * whose address is taken already is not a window any more.
+ * whose address is taken already is not a window any more. Private windows are inherited whole, for their copies; all
+ * else in them is dropped here, before any other code of the child runs.
  */
 static void reserve_again(struct window *window)
 {
-    uint64_t length_bytes = window->length_pages * page_size;
+    uint64_t length_bytes = window->reserved_pages * page_size;
     void *base = (void *)window->base;
     void *reserved;
 
-    if (reserve(base, length_bytes, MAP_FIXED_NOREPLACE, &reserved) && reserved == MAP_FAILED)
+    if (window->is_private)
+        unmap_whole(window);
+    else if (reserve(base, length_bytes, false, MAP_FIXED_NOREPLACE, &reserved) && reserved == MAP_FAILED)
         atomic_store(&window->chunk->base[window->index], 0);
     window->mappings = 0;
     forget_scratch(window);
@@ -484,6 +635,7 @@ static void after_fork_in_parent(void)
 
 static void after_fork_in_child(void)
 {
+    private_after_fork_in_child();
     for (struct chunk *chunk = atomic_load(&chunks); chunk; chunk = atomic_load(&chunk->next))
         for (size_t i = 0; i < CHUNK_WINDOWS; i++)
             if (chunk->windows[i].base)

@@ -25,6 +25,7 @@ struct window_object {
     Py_ssize_t exports;
     unsigned long long vma_id;
     bool writable;
+    bool is_private;
 };
 
 static struct window_object *window_object(PyObject *object)
@@ -62,7 +63,8 @@ static int open_window(struct window_object *self, struct pager_object *pager, u
     if (!error && (self->length_bytes <= 0 || pgoff > INT64_MAX / page_size - length_pages))
         error = EINVAL;
     if (!error)
-        error = window_open(pager->pager, self->vma_id, pgoff, length_pages, self->writable, self, &self->window);
+        error = window_open(pager->pager, self->vma_id, pgoff, length_pages, self->writable,
+                            self->is_private, self, &self->window);
     if (error) {
         raise_errno(error);
         return -1;
@@ -82,21 +84,22 @@ static int unsigned_long_long(PyObject *object, void *result)
 
 static int window_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"pager", "vma_id", "pgoff", "length_bytes", "writable", NULL};
+    static char *names[] = {"pager", "vma_id", "pgoff", "length_bytes", "writable", "private", NULL};
     struct window_object *self = window_object(object);
     struct pager_object *pager;
     unsigned long long pgoff;
-    int writable;
+    int writable, is_private = 0;
 
     if (self->pager) {
         PyErr_SetString(PyExc_RuntimeError, "Window.__init__ was called before");
         return -1;
     }
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O&O&np:Window", names, state_of(object)->pager_type, &pager,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O&O&np|p:Window", names, state_of(object)->pager_type, &pager,
                                      unsigned_long_long, &self->vma_id, unsigned_long_long, &pgoff,
-                                     &self->length_bytes, &writable))
+                                     &self->length_bytes, &writable, &is_private))
         return -1;
     self->writable = writable;
+    self->is_private = is_private;
     return open_window(self, pager, pgoff);
 }
 
@@ -403,15 +406,155 @@ static PyObject *get_writable(PyObject *object, void *unused)
     return PyBool_FromLong(window_object(object)->writable);
 }
 
+static PyObject *get_private(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(window_object(object)->is_private);
+}
+
+/* --- methods on ranges ------------------------------------------------------------------------------------------- */
+
+/* Whether [offset, offset + length) lies in the open window; raises where not. */
+static bool has_bytes(struct window_object *self, Py_ssize_t offset, Py_ssize_t length)
+{
+    if (!is_open(self))
+        return false;
+    if (offset >= 0 && length >= 0 && offset <= self->length_bytes && length <= self->length_bytes - offset)
+        return true;
+    PyErr_SetString(PyExc_ValueError, "the range is not in the mapping");
+    return false;
+}
+
+static PyObject *none_or_bus_error(struct window_object *self, bool done)
+{
+    if (done)
+        Py_RETURN_NONE;
+    raise_bus_error((PyObject *)self);
+    return NULL;
+}
+
+static PyObject *window_method_populate(PyObject *object, PyObject *args)
+{
+    struct window_object *self = window_object(object);
+    Py_ssize_t offset, length;
+    int write;
+    bool done;
+
+    if (!PyArg_ParseTuple(args, "nnp:populate", &offset, &length, &write) || !has_bytes(self, offset, length))
+        return NULL;
+    if (write && !is_writable(self))
+        return NULL;
+    self->exports++;
+    Py_BEGIN_ALLOW_THREADS
+    done = guarded_touch(memory(self) + offset, (size_t)length, page_size_bytes(), write);
+    Py_END_ALLOW_THREADS
+    self->exports--;
+    return none_or_bus_error(self, done);
+}
+
+static PyObject *window_method_move(PyObject *object, PyObject *args)
+{
+    struct window_object *self = window_object(object);
+    Py_ssize_t dest, src, count;
+    struct copy what;
+
+    if (!PyArg_ParseTuple(args, "nnn:move", &dest, &src, &count) || !is_open(self) || !is_writable(self))
+        return NULL;
+    if (dest < 0 || src < 0 || count < 0 || self->length_bytes - dest < count || self->length_bytes - src < count) {
+        PyErr_SetString(PyExc_ValueError, "source, destination, or count out of range");
+        return NULL;
+    }
+    what = (struct copy){memory(self) + dest, 1, memory(self) + src, 1, (size_t)count};
+    if (copy(self, &what))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *window_method_drop(PyObject *object, PyObject *args)
+{
+    struct window_object *self = window_object(object);
+    uint64_t page_size = page_size_bytes();
+    Py_ssize_t offset, length;
+    uint64_t first, end;
+
+    if (!PyArg_ParseTuple(args, "nn:drop", &offset, &length) || !has_bytes(self, offset, length))
+        return NULL;
+    first = ((uint64_t)offset + page_size - 1) / page_size;
+    end = offset + length == self->length_bytes ? self->window->length_pages : (uint64_t)(offset + length) / page_size;
+    windows_lock();
+    if (first < end)
+        window_unmap(self->window, self->window->pgoff + first, end - first, true);
+    windows_unlock();
+    Py_RETURN_NONE;
+}
+
+static PyObject *window_method_keep(PyObject *object, PyObject *keep)
+{
+    struct window_object *self = window_object(object);
+    int kept = PyObject_IsTrue(keep);
+
+    if (kept < 0 || !is_open(self))
+        return NULL;
+    window_keep(self->window, kept);
+    Py_RETURN_NONE;
+}
+
+static PyObject *window_method_rebind(PyObject *object, PyObject *args)
+{
+    struct window_object *self = window_object(object);
+    struct pager_object *pager, *old = self->pager;
+    unsigned long long vma_id;
+
+    if (!PyArg_ParseTuple(args, "O!O&:rebind", state_of(object)->pager_type, &pager, unsigned_long_long, &vma_id) ||
+        !is_open(self))
+        return NULL;
+    if (!pager->pager)
+        return raise_errno(EBADF);
+    window_rebind(self->window, pager->pager, vma_id);
+    self->vma_id = vma_id;
+    self->pager = (struct pager_object *)Py_NewRef(pager);
+    Py_DECREF(old);
+    Py_RETURN_NONE;
+}
+
+static PyObject *window_method_resize(PyObject *object, PyObject *args)
+{
+    struct window_object *self = window_object(object);
+    uint64_t page_size = page_size_bytes();
+    Py_ssize_t length;
+    int error;
+
+    if (!PyArg_ParseTuple(args, "n:resize", &length) || !is_open(self))
+        return NULL;
+    if (length <= 0 || self->window->pgoff > INT64_MAX / page_size - ((uint64_t)length + page_size - 1) / page_size)
+        return raise_errno(EINVAL);
+    error = window_resize(self->window, ((uint64_t)length + page_size - 1) / page_size, !self->exports);
+    if (error == EBUSY) {
+        PyErr_SetString(PyExc_BufferError, "the mapping would have to move, and exported pointers exist");
+        return NULL;
+    }
+    if (error)
+        return raise_errno(error);
+    self->length_bytes = length;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef window_methods[] = {
     {"close", window_method_close, METH_NOARGS, NULL},
+    {"populate", window_method_populate, METH_VARARGS, NULL},
+    {"move", window_method_move, METH_VARARGS, NULL},
+    {"drop", window_method_drop, METH_VARARGS, NULL},
+    {"keep", window_method_keep, METH_O, NULL},
+    {"rebind", window_method_rebind, METH_VARARGS, NULL},
+    {"resize", window_method_resize, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef window_getset[] = {
     {"closed", get_closed, NULL, NULL, NULL},     {"address", get_address, NULL, NULL, NULL},
     {"exports", get_exports, NULL, NULL, NULL},   {"vma_id", get_vma_id, NULL, NULL, NULL},
-    {"writable", get_writable, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL},
+    {"writable", get_writable, NULL, NULL, NULL}, {"private", get_private, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef window_members[] = {

@@ -10,6 +10,8 @@ from typing import Final
 import pytest
 
 import mmu_bus_errors
+import mmu_private
+import mmu_ranges
 import mmu_signals
 import mmu_translations
 import mmu_zmtp
@@ -17,7 +19,7 @@ from dax_mp.clients.launch import module_environment
 from mmu_rig import SCENARIOS
 
 TESTS: Final = Path(__file__).parent.parent
-MODULES: Final = (mmu_bus_errors, mmu_signals, mmu_translations, mmu_zmtp)
+MODULES: Final = (mmu_bus_errors, mmu_private, mmu_ranges, mmu_signals, mmu_translations, mmu_zmtp)
 
 CRASHES: Final = {
     "crash": signal.SIGSEGV,
@@ -28,6 +30,7 @@ CRASHES: Final = {
     "a_sent_signal_ends_the_process": signal.SIGSEGV,
     "a_sent_bus_signal_ends_the_process": signal.SIGBUS,
     "an_ignored_crash_is_a_crash": signal.SIGSEGV,
+    "sigbus_ends_the_process": signal.SIGBUS,
     "a_waiting_process_is_terminated": signal.SIGTERM,
 }
 """The scenarios that are to end by a signal."""
@@ -50,7 +53,7 @@ def run(scenario: str, endpoint: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("scenario", sorted(SCENARIOS.keys() - CRASHES.keys()))
 def test_scenario(scenario: str, endpoint: str) -> None:
     ended = run(scenario, endpoint)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.returncode == 0 and not ended.stderr, f"{ended.returncode}: {ended.stderr}"
 
 
 @pytest.mark.parametrize("scenario", sorted(CRASHES))

@@ -1,0 +1,170 @@
+/* Private windows: MAP_PRIVATE of a file here.
+ *
+ * The region's frames are mapped MAP_PRIVATE and writable, so that the kernel itself copies a page when it is stored to,
+ * at memory speed and without a word to anybody. What the coordinator orders then concerns the pages that are no copies,
+ * and only a truncate drops copies as well (even_cows, unmap_mapping_range() in mm/memory.c).
+ *
+ * Which pages are copies says /proc/self/pagemap: present or swapped out, and not a page of a file (bit 61;
+ * Documentation/admin-guide/mm/pagemap.rst). So that this holds for holes too, what they are read from is a file: a memfd
+ * of zeroes, of which a page of the file shows the one at its offset modulo the memfd's size.
+ *
+ * A store of another thread could make a copy between the look and the deed. So the range is first made inaccessible:
+ * after mprotect(PROT_NONE) no copy comes up, and none is lost by it. Who touches the range meanwhile faults, asks the
+ * coordinator, and finds the copy in its place, because a Map leaves copies alone.
+ */
+
+#include "mmu.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { ENTRIES = 512, ZEROES_BYTES = 2 << 20 };
+static const uint64_t PAGE_PRESENT = 1ull << 63, PAGE_SWAPPED = 1ull << 62, PAGE_OF_FILE = 1ull << 61;
+
+static int pagemap_fd = -1;
+static int zeroes_fd = -1;
+
+static int open_pagemap(void)
+{
+    return open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+}
+
+static int make_zeroes(void)
+{
+    int fd = memfd_create("dax-mp-zeroes", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    if (fd < 0)
+        return -1;
+    if (ftruncate(fd, ZEROES_BYTES) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+int private_init(void)
+{
+    if (pagemap_fd < 0)
+        pagemap_fd = open_pagemap();
+    if (pagemap_fd < 0)
+        return ENOTSUP;
+    if (zeroes_fd < 0)
+        zeroes_fd = make_zeroes();
+    return zeroes_fd < 0 ? errno : 0;
+}
+
+/* The descriptor shows the address space of the process that opened it. */
+void private_after_fork_in_child(void)
+{
+    if (pagemap_fd < 0)
+        return;
+    close(pagemap_fd);
+    pagemap_fd = open_pagemap();
+}
+
+static bool is_copy(uint64_t entry)
+{
+    return entry & (PAGE_PRESENT | PAGE_SWAPPED) && !(entry & PAGE_OF_FILE);
+}
+
+/* Reads the entries of `count` pages. False: not to be told. */
+static bool read_pagemap(uintptr_t address, size_t count, uint64_t *entries)
+{
+    off_t offset = (off_t)(address / page_size_bytes() * sizeof *entries);
+
+    return pread(pagemap_fd, entries, count * sizeof *entries, offset) == (ssize_t)(count * sizeof *entries);
+}
+
+bool private_is_copy(uintptr_t address)
+{
+    uint64_t entry;
+
+    return read_pagemap(address, 1, &entry) && is_copy(entry);
+}
+
+/* What is done to a run of pages that are no copies. */
+struct deed {
+    bool map; /* else drop */
+    uintptr_t start;
+    int fd;
+    uint64_t offset_bytes;
+    uint64_t *mappings;
+};
+
+static int map_zeroes(uintptr_t address, uint64_t length_bytes, uint64_t offset_bytes, uint64_t *mappings)
+{
+    while (length_bytes) {
+        uint64_t within = offset_bytes % ZEROES_BYTES;
+        uint64_t piece = ZEROES_BYTES - within < length_bytes ? ZEROES_BYTES - within : length_bytes;
+
+        if (mmap((void *)address, piece, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, zeroes_fd,
+                 (off_t)within) == MAP_FAILED)
+            return errno;
+        ++*mappings;
+        address += piece;
+        offset_bytes += piece;
+        length_bytes -= piece;
+    }
+    return 0;
+}
+
+static int do_run(const struct deed *deed, uintptr_t address, uint64_t length_bytes)
+{
+    uint64_t offset_bytes = deed->offset_bytes + (address - deed->start);
+    int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+
+    if (!deed->map)
+        return mmap((void *)address, length_bytes, PROT_NONE, flags | MAP_ANONYMOUS, -1, 0) == MAP_FAILED ? errno : 0;
+    if (deed->fd < 0)
+        return map_zeroes(address, length_bytes, offset_bytes, deed->mappings);
+    if (mmap((void *)address, length_bytes, PROT_READ | PROT_WRITE, flags, deed->fd, (off_t)offset_bytes) == MAP_FAILED)
+        return errno;
+    ++*deed->mappings;
+    return 0;
+}
+
+/* Does it to every run that is no copy in a range of up to ENTRIES pages, and makes the copies accessible again. */
+static int do_chunk(const struct deed *deed, uintptr_t address, size_t count)
+{
+    uint64_t entries[ENTRIES];
+    uint64_t page_size = page_size_bytes();
+    int error = 0;
+
+    if (!read_pagemap(address, count, entries))
+        return EIO;
+    for (size_t first = 0, end; first < count && !error; first = end) {
+        bool copies = is_copy(entries[first]);
+
+        for (end = first + 1; end < count && is_copy(entries[end]) == copies; end++)
+            continue;
+        if (!copies)
+            error = do_run(deed, address + first * page_size, (end - first) * page_size);
+        else if (mprotect((void *)(address + first * page_size), (end - first) * page_size, PROT_READ | PROT_WRITE))
+            error = errno;
+    }
+    return error;
+}
+
+/* An error may leave copies inaccessible: an access to one then faults, and the next Map puts that right. */
+static int do_all(const struct deed *deed, uint64_t length_bytes)
+{
+    uint64_t chunk_bytes = ENTRIES * page_size_bytes();
+    uintptr_t address = deed->start, end = deed->start + length_bytes;
+    int error = mprotect((void *)address, length_bytes, PROT_NONE) ? errno : 0;
+
+    for (; address < end && !error; address += chunk_bytes)
+        error = do_chunk(deed, address, (end - address < chunk_bytes ? end - address : chunk_bytes) / page_size_bytes());
+    return error;
+}
+
+int private_map(uintptr_t address, uint64_t length_bytes, int fd, uint64_t offset_bytes, uint64_t *mappings)
+{
+    return do_all(&(struct deed){true, address, fd, offset_bytes, mappings}, length_bytes);
+}
+
+int private_unmap(uintptr_t address, uint64_t length_bytes)
+{
+    return do_all(&(struct deed){.start = address}, length_bytes);
+}

@@ -1,0 +1,164 @@
+"""Scenarios of private windows: a store makes a copy that this process alone sees, and a truncate alone takes away."""
+
+import errno
+import os
+import threading
+from typing import Any, cast
+
+from dax_mp import mmu
+from mmu_rig import PAGE, VMA, Rig, failure_of, scenario
+
+
+def private_window(rig: Rig, pages: int) -> mmu.Window:
+    return mmu.Window(rig.pager, VMA, 0, pages * PAGE, True, True)
+
+
+def unmap(rig: Rig, pgoff: int, pages: int, even_cows: int = 0) -> None:
+    rig.coordinator.tell("unmap", 1, [VMA, pgoff, pages], even_cows)
+    assert rig.coordinator.event()[:2] == ["ack", 1]
+
+
+def shared_frames(rig: Rig, pages: int) -> None:
+    """Pages that have frames: `a` in the first one, and so on."""
+    rig.coordinator.set(span_pages=pages)
+    writer = rig.window(pages, vma_id=VMA + 1)
+    for page in range(pages):
+        writer[page * PAGE : (page + 1) * PAGE] = bytes([ord("a") + page]) * PAGE
+    rig.coordinator.set(span_pages=pages)
+
+
+@scenario
+def a_private_store_is_a_copy(rig: Rig) -> None:
+    shared_frames(rig, 4)
+    rig.coordinator.set(report=True)
+    window = private_window(rig, 4)
+    assert window[PAGE] == ord("b")
+    assert rig.coordinator.event()[4] == 0
+    window[PAGE] = ord("X")
+    window[0] = ord("Y")
+    assert rig.region[PAGE] == ord("b")
+    assert (window[0], window[1], window[PAGE], window[PAGE + 1]) == (ord("Y"), ord("a"), ord("X"), ord("b"))
+    rig.region[2 * PAGE] = ord("Z")
+    assert window[2 * PAGE] == ord("Z")
+    assert rig.pager.counters()["faults"] == 3  # the writer's, and two loads of this
+
+
+@scenario
+def the_first_access_to_a_private_page_may_be_a_store(rig: Rig) -> None:
+    shared_frames(rig, 2)
+    rig.coordinator.set(report=True)
+    window = private_window(rig, 2)
+    window[PAGE + 1] = ord("X")
+    assert rig.coordinator.event()[4] == 0, "a private store is a read fault"
+    assert window[PAGE : PAGE + 3] == b"bXb"
+
+
+@scenario
+def copies_outlive_an_unmap(rig: Rig) -> None:
+    shared_frames(rig, 8)
+    window = private_window(rig, 8)
+    for page in (1, 2, 5):
+        window[page * PAGE] = ord("X")
+    unmap(rig, 0, 8)
+    rig.region[:] = b"n" * len(rig.region)
+    faults = rig.pager.counters()["faults"]
+    assert [window[page * PAGE] for page in (1, 2, 5)] == [ord("X")] * 3
+    assert window[PAGE + 1] == ord("b")
+    assert rig.pager.counters()["faults"] == faults, "copies need no fault"
+    assert bytes(window[page * PAGE] for page in range(8)) == b"nXXnnXnn"
+    window[PAGE + 1] = ord("Y")
+    assert window[PAGE : PAGE + 3] == b"XYb"
+
+
+@scenario
+def a_truncate_takes_copies_away(rig: Rig) -> None:
+    shared_frames(rig, 4)
+    window = private_window(rig, 4)
+    window[:] = b"X" * len(window)
+    unmap(rig, 2, 2, even_cows=1)
+    assert [window[page * PAGE] for page in range(4)] == [ord(letter) for letter in "XXcd"]
+
+
+@scenario
+def private_holes(rig: Rig) -> None:
+    """Copies of hole pages are told from hole pages that were only read."""
+    pages = 1024
+    rig.coordinator.set(span_pages=pages)
+    window = private_window(rig, pages)
+    assert window[:] == bytes(len(window))
+    window[700 * PAGE] = 7
+    unmap(rig, 0, pages)
+    rig.coordinator.tell("write", pages)
+    rig.region[:] = b"n" * len(rig.region)
+    assert (window[700 * PAGE], window[700 * PAGE + 1]) == (7, 0)
+    assert window[3 * PAGE] == ord("n")
+
+
+@scenario
+def an_evicted_process_keeps_its_copies(rig: Rig) -> None:
+    shared_frames(rig, 4)
+    window = private_window(rig, 4)
+    window[PAGE] = ord("X")
+    assert window[0] == ord("a")
+    rig.coordinator.tell("evict", errno.ESTALE)
+    assert rig.coordinator.event() == ["dropped"]
+    assert window[PAGE : PAGE + 2] == b"Xb"
+    assert failure_of(lambda: window[0]).errno == errno.ESTALE
+    window[PAGE] = ord("Y")
+    assert window[PAGE] == ord("Y")
+
+
+@scenario
+def no_store_is_lost_while_pages_are_unmapped(rig: Rig) -> None:
+    pages = 64
+    shared_frames(rig, 26)
+    rig.coordinator.tell("write", pages)
+    rig.coordinator.set(span_pages=pages)
+    window = private_window(rig, pages)
+    view = memoryview(cast(Any, window))
+    rounds = 300
+    done = threading.Event()
+
+    def store() -> None:
+        for number in range(rounds):
+            for page in range(pages):
+                view[page * PAGE + number % PAGE] = number % 255 + 1
+        done.set()
+
+    writer = threading.Thread(target=store)
+    writer.start()
+    while not done.is_set():
+        unmap(rig, 0, pages)
+    writer.join()
+    for page in range(pages):
+        assert view[page * PAGE : page * PAGE + rounds] == bytes(number % 255 + 1 for number in range(rounds)), page
+    view.release()
+
+
+@scenario
+def a_child_has_the_copies(rig: Rig) -> None:
+    shared_frames(rig, 4)
+    window = private_window(rig, 4)
+    window[PAGE] = ord("X")
+    assert window[0] == ord("a")
+    if not (pid := os.fork()):
+        try:
+            assert window[PAGE : PAGE + 2] == b"Xb"
+            window[PAGE] = ord("C")
+            assert failure_of(lambda: window[0]).errno == errno.ESTALE
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert window[PAGE] == ord("X")
+    assert window[0] == ord("a")
+
+
+@scenario
+def a_private_window_grows_in_place_alone(rig: Rig) -> None:
+    window = private_window(rig, 1)
+    window[0] = 5
+    address = window.address
+    window.resize(1 << 29)
+    assert window.address == address
+    assert window[0] == 5
