@@ -22,11 +22,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-import zmq
-
-from dax_mp import messages, mmu
+from dax_mp import messages
 from dax_mp.clients.holdings import Holdings
-from dax_mp.endpoint import control_address
+from dax_mp.clients.zmtp import Dealer, Interrupted
+from dax_mp.endpoint import control_path
 from dax_mp.errors import ProtocolError, os_error
 
 RequestType = Callable[..., messages.ControlRequest]
@@ -52,63 +51,55 @@ class CoordinatorProcess(NamedTuple):
 
 
 class _Lane:
-    """One control socket, used by one thread at a time."""
+    """One control socket, used by one thread at a time. After any exception it is to be closed."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], coordinator: CoordinatorProcess, identity: bytes, closing: int
+        self, coordinator: CoordinatorProcess, identity: bytes, closing: int, deadline: float | None
     ) -> None:
         self._coordinator = coordinator
-        self._closing = closing
         self._next_id = 1
-        self._socket = context.socket(zmq.DEALER)
         try:
-            self._socket.linger = 0
-            self._socket.setsockopt(zmq.ROUTING_ID, identity)
-            self._socket.connect(control_address(coordinator.endpoint))
-            self._poller = zmq.Poller()
-            self._poller.register(self._socket, zmq.POLLIN)
-            self._poller.register(coordinator.pidfd, zmq.POLLIN)
-            self._poller.register(closing, zmq.POLLIN)
-        except BaseException:
-            self.close()
-            raise
+            path = control_path(coordinator.endpoint)
+            self._dealer = Dealer(path, identity, (coordinator.pidfd, closing), deadline)
+        except Interrupted as interrupted:
+            raise self._reason(interrupted) from None
+        except (ConnectionResetError, ConnectionRefusedError, FileNotFoundError, BrokenPipeError):
+            raise coordinator.gone() from None
 
     def exchange(self, kind: RequestType, fields: tuple[object, ...], deadline: float | None) -> messages.ControlAnswer:
-        """Send the request and wait for its answer. After any exception the lane is to be closed."""
+        """Send the request and wait for its answer."""
         request_id = self._next_id
         self._next_id = self._next_id % _REQUEST_IDS + 1
-        self._socket.send(messages.encode(kind(request_id, *fields)))
-        self._wait(deadline)
-        answer = messages.decode(self._socket.recv())
+        try:
+            self._dealer.send(messages.encode(kind(request_id, *fields)), deadline)
+            answer = messages.decode(self._dealer.receive(deadline))
+        except Interrupted as interrupted:
+            raise self._reason(interrupted) from None
+        except (ConnectionResetError, BrokenPipeError):
+            raise self._coordinator.gone() from None
         if not isinstance(answer, messages.Reply | messages.Error) or answer.request_id not in (request_id, 0):
             raise ProtocolError(f"the coordinator answered a request with {type(answer).__name__}")
         return answer
 
-    def _wait(self, deadline: float | None) -> None:
-        """Until there is an answer to receive."""
-        timeout_ms = None if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
-        ready = [source for source, _ in self._poller.poll(timeout_ms)]
-        if self._socket in ready:
-            return
-        if self._coordinator.pidfd in ready:
-            raise self._coordinator.gone()
-        if self._closing in ready:
-            raise ValueError("the session was closed during the request")
-        raise os_error(
-            errno.ETIMEDOUT,
-            f"the coordinator (pid {self._coordinator.pid}) is alive but does not answer",
-            self._coordinator.endpoint,
-        )
+    def _reason(self, interrupted: Interrupted) -> Exception:
+        if interrupted.descriptor is None:
+            return os_error(
+                errno.ETIMEDOUT,
+                f"the coordinator (pid {self._coordinator.pid}) is alive but does not answer",
+                self._coordinator.endpoint,
+            )
+        if interrupted.descriptor == self._coordinator.pidfd:
+            return self._coordinator.gone()
+        return ValueError("the session was closed during the request")
 
     def close(self) -> None:
-        self._socket.close()
+        self._dealer.close()
 
 
 class Channel:
     """A session's way to the coordinator. Any thread may use it."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], coordinator: CoordinatorProcess, token: bytes) -> None:
-        self._context = context
+    def __init__(self, coordinator: CoordinatorProcess, token: bytes) -> None:
         self._coordinator = coordinator
         self._token = token
         self._closing = os.eventfd(0)
@@ -185,9 +176,10 @@ class Channel:
         return all_closed
 
     def inherit(self) -> None:
-        """This process is a fork's child: none of what is here is to be used, or destroyed."""
+        """This process is a fork's child: none of what is here is to be used. The parent's connections stay open."""
         self._inherited = True
-        mmu.keep_forever(self)
+        for lane in self._lanes:
+            lane.close()
 
     def _send_released(self) -> None:
         release = self.holdings.take()
@@ -199,16 +191,13 @@ class Channel:
         self, kind: RequestType, fields: tuple[object, ...], timeout_s: float | None
     ) -> messages.ControlAnswer:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        lane = self._take(deadline)
         try:
-            lane = self._take(deadline)
-            try:
-                answer = lane.exchange(kind, fields, deadline)
-            except BaseException:
-                with self._changed:
-                    self._drop(lane)
-                raise
-        except zmq.ZMQError as error:
-            raise os_error(error.errno or errno.EIO, f"ZeroMQ: {error.strerror}", self._coordinator.endpoint) from error
+            answer = lane.exchange(kind, fields, deadline)
+        except BaseException:
+            with self._changed:
+                self._drop(lane)
+            raise
         self._give_back(lane)
         return answer
 
@@ -220,7 +209,8 @@ class Channel:
                 return self._idle.pop()
             self._lanes_made += 1
             identity = self._token + self._lanes_made.to_bytes(_LANE_NUMBER_BYTES, "big")
-            lane = _Lane(self._context, self._coordinator, identity, self._closing)
+        lane = _Lane(self._coordinator, identity, self._closing, deadline)
+        with self._changed:
             self._lanes.add(lane)
         try:
             answer = lane.exchange(messages.Hello, (messages.PROTOCOL_VERSION,), deadline)

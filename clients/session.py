@@ -4,7 +4,7 @@
 
     coordinator's lock -> its pid -> a pidfd    so that its death is an event
     session file, locked                        so that ours is one for the coordinator
-    ZeroMQ context, channel: Hello              the welcome says what the device is like
+    channel: Hello                              the welcome says what the device is like
     regions                                     opened by name, checked, handed to the pager
     pager                                       from here on memory can be mapped
 
@@ -26,8 +26,6 @@ import weakref
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Self
-
-import zmq
 
 from dax_mp import messages, mmu
 from dax_mp.clients import attach
@@ -92,10 +90,9 @@ class Session:
         session_fd = attach.lock_session(self.endpoint, token)
         undo.callback(attach.unlock_session, self.endpoint, token, session_fd)
 
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.channel = Channel(context, coordinator, token)
+        self.channel = Channel(coordinator, token)
         """For the library's own modules."""
-        undo.callback(_end_context, context, self.channel)
+        undo.callback(self.channel.close, CLOSE_TIMEOUT_S)
         self._welcome = self.channel.hello(CONNECT_TIMEOUT_S)
         undo.callback(self.channel.bye, CLOSE_TIMEOUT_S)
         attach.check_welcome(self._welcome)
@@ -274,15 +271,6 @@ def _check_name(name: str | os.PathLike[str]) -> str:
     if len(text.encode()) > NAME_BYTES_MAX:  # UnicodeEncodeError, a ValueError, where it is not Unicode
         raise os_error(errno.ENAMETOOLONG, filename=text)
     return text
-
-
-def _end_context(context: zmq.Context[zmq.Socket[bytes]], channel: Channel) -> None:
-    if channel.close(CLOSE_TIMEOUT_S):
-        # Not term(): Ctrl-C may have come between the making of a socket and the note of it; term() would wait for it.
-        context.destroy(linger=0)
-    else:
-        mmu.keep_forever(context)  # term() would wait for the socket that a thread still has
-        mmu.keep_forever(channel)
 
 
 def _close_at_exit(reference: "weakref.ref[Session]") -> None:

@@ -1,0 +1,138 @@
+"""ZMTP 3.0 (https://rfc.zeromq.org/spec/23/): a DEALER on a Unix socket, for requests to libzmq's ROUTER.
+
+With libzmq on this side too a request would wake two threads more, its I/O thread on the way out and again on the way
+back, and a fork would leave its child with the parent's threads and sockets. The part of the protocol that is needed is
+small: a greeting of 64 bytes each way, a READY command each way (mechanism NULL), then messages of one frame: flags,
+length (one byte, or eight where the flags say so), body. `dax_mp/mmu/zmtp.c` is the same for the pager.
+
+Whatever waits here waits for the socket and for the descriptors it is given, which say that waiting is no use any more.
+"""
+
+import errno
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from dax_mp.errors import ProtocolError, os_error
+from dax_mp.limits import MESSAGE_BYTES_MAX
+
+_LONG: Final = 2
+_COMMAND: Final = 4
+_MORE: Final = 1
+_GREETING: Final = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+_SHORT_BYTES_MAX: Final = 255
+_RECEIVE_BYTES: Final = 1 << 16
+
+
+class Interrupted(Exception):
+    """One of the descriptors that end a wait is ready, or the deadline has come; `descriptor` is None then."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self.descriptor = descriptor
+
+
+class Dealer:
+    """A connection. After any exception it is to be closed: a message may have been sent or received in part.
+
+    path: the ROUTER's socket. identity: what that calls us. until: descriptors that, when readable, end every wait.
+    Raises Interrupted, ProtocolError, OSError (ConnectionError when the other side has closed it); so do all methods.
+    """
+
+    def __init__(self, path: str, identity: bytes, until: Sequence[int], deadline: float | None) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._received = bytearray()
+        self._until = until
+        self._poll_in = select.poll()
+        self._poll_in.register(self._socket, select.POLLIN)
+        self._poll_out = select.poll()
+        self._poll_out.register(self._socket, select.POLLOUT)
+        for descriptor in until:
+            self._poll_in.register(descriptor, select.POLLIN)
+            self._poll_out.register(descriptor, select.POLLIN)
+        try:
+            # connect() waits while the listener's queue is full, and has no other limit than this one.
+            self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
+            try:
+                self._socket.connect(path)
+            except TimeoutError:
+                raise Interrupted(None) from None
+            self._socket.setblocking(False)
+            self._shake_hands(identity, deadline)
+        except BaseException:
+            self.close()
+            raise
+
+    def _shake_hands(self, identity: bytes, deadline: float | None) -> None:
+        ready = b"\x05READY" + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", identity)
+        self._send_all(_GREETING + bytes((_COMMAND, len(ready))) + ready, deadline)
+        while len(self._received) < len(_GREETING):
+            self._receive_more(deadline)
+        theirs = self._received[: len(_GREETING)]
+        del self._received[: len(_GREETING)]
+        if theirs[0] != _GREETING[0] or theirs[10] < _GREETING[10] or theirs[12:32] != _GREETING[12:32]:
+            raise ProtocolError("what serves there does not speak ZMTP 3 without security")
+        flags, body = self._receive_frame(deadline)
+        if not flags & _COMMAND or not body.startswith(b"\x05READY"):
+            raise ProtocolError("what serves there does not shake hands as ZMTP has it")
+
+    def send(self, message: bytes, deadline: float | None = None) -> None:
+        """Send a message of one frame."""
+        if len(message) <= _SHORT_BYTES_MAX:
+            self._send_all(bytes((0, len(message))) + message, deadline)
+        else:
+            self._send_all(bytes((_LONG,)) + len(message).to_bytes(8, "big") + message, deadline)
+
+    def receive(self, deadline: float | None = None) -> bytes:
+        """The next message, which must have one frame."""
+        flags, body = self._receive_frame(deadline)
+        if flags & (_MORE | _COMMAND):
+            raise ProtocolError("a message of more than one frame")
+        return body
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _send_all(self, data: bytes, deadline: float | None) -> None:
+        try:
+            sent_bytes = self._socket.send(data)
+        except BlockingIOError:
+            sent_bytes = 0
+        while sent_bytes < len(data):
+            self._wait(self._poll_out, deadline)
+            with memoryview(data) as view:
+                sent_bytes += self._socket.send(view[sent_bytes:])
+
+    def _receive_frame(self, deadline: float | None) -> tuple[int, bytes]:
+        received = self._received
+        while (head_bytes := 9 if received and received[0] & _LONG else 2) > len(received):
+            self._receive_more(deadline)
+        body_bytes = int.from_bytes(received[1:head_bytes], "big")
+        if body_bytes > MESSAGE_BYTES_MAX:
+            raise ProtocolError(f"a message of {body_bytes} bytes")
+        end = head_bytes + body_bytes
+        while len(received) < end:
+            self._receive_more(deadline)
+        flags, body = received[0], bytes(memoryview(received)[head_bytes:end])
+        del received[:end]
+        return flags, body
+
+    def _receive_more(self, deadline: float | None) -> None:
+        self._wait(self._poll_in, deadline)
+        data = self._socket.recv(_RECEIVE_BYTES)
+        if not data:
+            raise os_error(errno.ECONNRESET, "the coordinator has closed the connection")
+        self._received += data
+
+    def _wait(self, poll: select.poll, deadline: float | None) -> None:
+        """Until the socket is ready; whatever else is ready then has time."""
+        timeout_ms = None if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
+        ready = dict(poll.poll(timeout_ms))
+        if self._socket.fileno() in ready:
+            return
+        raise Interrupted(next(iter(ready), None))
+
+
+def _property(name: bytes, value: bytes) -> bytes:
+    return bytes((len(name),)) + name + len(value).to_bytes(4, "big") + value
