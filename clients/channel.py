@@ -13,6 +13,9 @@ A wait ends at the answer, at the coordinator's death (its pidfd), or when the s
 eventfd): it never lasts for ever on a coordinator that is gone.
 
 A request takes along what has been let go of meanwhile (`holdings.py`).
+
+A fork's child has the same channel, for a session of its own (`fork.py`). While a fork is under way, requests of other
+threads that would change which handles and VMAs the session has are held back.
 """
 
 import errno
@@ -32,6 +35,11 @@ RequestType = Callable[..., messages.ControlRequest]
 
 _LANE_NUMBER_BYTES: Final = 4
 _REQUEST_IDS: Final = (1 << 32) - 1
+_CHANGES: Final = frozenset({messages.Open, messages.Close, messages.Mmap, messages.Munmap})
+"""What changes which handles and VMAs a session has."""
+
+HOLD_TIMEOUT_S: Final = 5.0
+"""How long a fork may hold requests back: should it never end, they go on."""
 
 
 class CoordinatorProcess(NamedTuple):
@@ -53,9 +61,7 @@ class CoordinatorProcess(NamedTuple):
 class _Lane:
     """One control socket, used by one thread at a time. After any exception it is to be closed."""
 
-    def __init__(
-        self, coordinator: CoordinatorProcess, identity: bytes, closing: int, deadline: float | None
-    ) -> None:
+    def __init__(self, coordinator: CoordinatorProcess, identity: bytes, closing: int, deadline: float | None) -> None:
         self._coordinator = coordinator
         self._next_id = 1
         try:
@@ -101,26 +107,33 @@ class Channel:
 
     def __init__(self, coordinator: CoordinatorProcess, token: bytes) -> None:
         self._coordinator = coordinator
+        self.holdings = Holdings()
+        self._start(token)
+
+    def _start(self, token: bytes) -> None:
         self._token = token
-        self._closing = os.eventfd(0)
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # A lock that may be taken again: a destructor or a signal handler may make a request in the middle of one.
         self._changed = threading.Condition(threading.RLock())
-        # Protected by _changed: _lanes (all that are open), _idle (those no thread uses), _lanes_made, _closed.
-        self._lanes: set[_Lane] = set()
+        # Lanes that no thread uses. Taken and given back without the lock, by operations that the GIL makes atomic.
         self._idle: list[_Lane] = []
+        # Protected by _changed: _lanes (all that are open), _lanes_made, _closed,
+        # _changing (how many requests of _CHANGES are under way), _forking (the threads that fork).
+        self._lanes: set[_Lane] = set()
         self._lanes_made = 0
         self._closed = False
-        self._inherited = False
-        self.holdings = Holdings()
+        self._changing = 0
+        self._forking: list[int] = []
+        self._stale = False
 
     def hello(self, timeout_s: float) -> Any:
         """Begin the session. Returns the coordinator's welcome. Raises ProtocolError, TimeoutError, OSError."""
         return self.request(messages.Hello, messages.PROTOCOL_VERSION, timeout_s=timeout_s)
 
     def check(self) -> None:
-        """Raises ValueError after close(), OSError (ESTALE) in a child that a fork made."""
-        if self._inherited:
-            text = "this session belongs to the parent process; connect() again in the child"
+        """Raises ValueError after close(), OSError (ESTALE) in a fork's child that could not take the session over."""
+        if self._stale:
+            text = "the session could not be taken over from the parent process; connect() again"
             raise os_error(errno.ESTALE, text, self._coordinator.endpoint)
         if self._closed:
             raise ValueError("the session is closed")
@@ -133,7 +146,7 @@ class Channel:
         kind: the class of the message; fields: all of its fields but the id. timeout_s: None waits for as long as the
         coordinator lives.
         Raises OSError: what the coordinator answered, with `filename`; ConnectionError when it is gone; TimeoutError;
-        ESTALE in a forked child. Raises ValueError when the session is closed, or is closed meanwhile.
+        ESTALE as `check`. Raises ValueError when the session is closed, or is closed meanwhile.
         """
         self.check()
         while self.holdings:
@@ -168,18 +181,52 @@ class Channel:
         with self._changed:
             self._closed = True
             os.eventfd_write(self._closing, 1)
-            while self._idle:
-                self._drop(self._idle.pop())
+            self._drop_idle()
             all_closed = self._changed.wait_for(lambda: not self._lanes, timeout_s)
         if all_closed:
             os.close(self._closing)
         return all_closed
 
-    def inherit(self) -> None:
-        """This process is a fork's child: none of what is here is to be used. The parent's connections stay open."""
-        self._inherited = True
+    # --- fork ------------------------------------------------------------------------------------------------------
+
+    def hold_changes(self, timeout_s: float) -> None:
+        """Wait until no thread opens, closes, maps or unmaps, and let none begin to, until `let_changes_go`."""
+        with self._changed:
+            self._forking.append(threading.get_ident())
+            self._changed.wait_for(lambda: not self._changing, timeout_s)
+
+    def let_changes_go(self) -> None:
+        with self._changed:
+            self._forking.remove(threading.get_ident())
+            self._changed.notify_all()
+
+    def inherit(self, token: bytes) -> None:
+        """In a fork's child: from now on this is the channel of the session `token`; the parent's lanes stay open.
+
+        What other threads hold or wait for is never released here, so all that is made anew.
+        """
         for lane in self._lanes:
             lane.close()
+        os.close(self._closing)
+        self._start(token)
+
+    def set_stale(self) -> None:
+        """In a fork's child: there is no session."""
+        self._stale = True
+
+    def _begin_change(self) -> None:
+        with self._changed:
+            if self._forking and threading.get_ident() not in self._forking:
+                self._changed.wait_for(lambda: not self._forking, HOLD_TIMEOUT_S)
+            self._changing += 1
+
+    def _end_change(self) -> None:
+        with self._changed:
+            self._changing -= 1
+            if self._forking:
+                self._changed.notify_all()
+
+    # --- lanes -----------------------------------------------------------------------------------------------------
 
     def _send_released(self) -> None:
         release = self.holdings.take()
@@ -191,6 +238,17 @@ class Channel:
         self, kind: RequestType, fields: tuple[object, ...], timeout_s: float | None
     ) -> messages.ControlAnswer:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if kind in _CHANGES:
+            self._begin_change()
+            try:
+                return self._exchange_by_lane(kind, fields, deadline)
+            finally:
+                self._end_change()
+        return self._exchange_by_lane(kind, fields, deadline)
+
+    def _exchange_by_lane(
+        self, kind: RequestType, fields: tuple[object, ...], deadline: float | None
+    ) -> messages.ControlAnswer:
         lane = self._take(deadline)
         try:
             answer = lane.exchange(kind, fields, deadline)
@@ -203,10 +261,13 @@ class Channel:
 
     def _take(self, deadline: float | None) -> _Lane:
         """An idle lane, or a new one that has said Hello."""
+        self.check()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
         with self._changed:
             self.check()
-            if self._idle:
-                return self._idle.pop()
             self._lanes_made += 1
             identity = self._token + self._lanes_made.to_bytes(_LANE_NUMBER_BYTES, "big")
         lane = _Lane(self._coordinator, identity, self._closing, deadline)
@@ -223,11 +284,14 @@ class Channel:
         return lane
 
     def _give_back(self, lane: _Lane) -> None:
-        with self._changed:
-            if self._closed:
-                self._drop(lane)
-            else:
-                self._idle.append(lane)
+        self._idle.append(lane)
+        if self._closed:
+            with self._changed:
+                self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            self._drop(self._idle.pop())
 
     def _drop(self, lane: _Lane) -> None:
         lane.close()

@@ -4,24 +4,27 @@ It behaves as the file that `open(name, mode, buffering=0)` gives (io.FileIO), a
 same mistakes. The position belongs to the object; a read or write holds its lock, so two threads that use one object
 get one after the other what two system calls would give them.
 
-Data goes in chunks of IO_CHUNK_BYTES_MAX: a read or write of at most that length is atomic, a longer one is not, and
-other processes may see a part of it.
+A read or write of at most IO_CHUNK_BYTES_MAX is one message, and atomic. A longer one goes between the buffer and the
+region's frames (`direct_io.py`); it is not atomic, and other processes may see a part of it.
 """
 
 import errno
 import io
 import operator
 import os
-import pickle
 import threading
 import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
+from dax_mp.clients import file_ranges
+from dax_mp.clients.file_ranges import FileRanges, as_offset
 from dax_mp.clients.handle import Handle
-from dax_mp.clients.mapping import ACCESS_WRITE, Mapping, map_file
+from dax_mp.clients.mapping import ACCESS_WRITE, Mapping, access_of, map_file
 from dax_mp.clients.status import Extent, FileStat
 from dax_mp.errors import os_error
-from dax_mp.limits import IO_CHUNK_BYTES_MAX, OFFSET_BYTES_MAX
+from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.messages import OpenFlag
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ _FLAGS: Final = {
 }
 
 
-class DaxFile(io.RawIOBase):
+class DaxFile(FileRanges):
     """An open file. `Session.open` makes one.
 
     Every method raises ValueError when it is closed, and OSError for what the coordinator refuses.
@@ -45,20 +48,25 @@ class DaxFile(io.RawIOBase):
 
     name: str
 
-    def __init__(self, session: "Session", name: str, mode: str) -> None:
+    def __init__(self, session: "Session", name: str, mode: str, ephemeral: bool = False) -> None:
         self._handle: Handle | None = None
-        self._kind, updating = _parse_mode(mode)
-        self._readable = self._kind == "r" or updating
-        self._writable = self._kind != "r" or updating
-        self._updating = updating
+        self.set_state(*_parse_mode(mode), position_bytes=0)
         self._lock = threading.RLock()  # a signal handler may use the file in the middle of a use
-        self._position_bytes = 0
         self.name = name
         self._channel = session.channel
-        self._handle = Handle(session, name, _FLAGS[self._kind])
+        flags = _FLAGS[self._kind] | (OpenFlag.EPHEMERAL if ephemeral else OpenFlag(0))
+        self._handle = Handle(session, name, flags)
         if self._kind == "a":
             self._position_bytes = self._handle.size_bytes()
         session.channel.holdings.add_file(self, self._handle)
+
+    def set_state(self, kind: str, updating: bool, position_bytes: int) -> None:
+        """kind: r, w, x or a. updating: with a plus. For this module."""
+        self._kind = kind
+        self._updating = updating
+        self._readable = kind == "r" or updating
+        self._writable = kind != "r" or updating
+        self._position_bytes = position_bytes
 
     # --- what it is ------------------------------------------------------------------------------------------------
 
@@ -119,33 +127,36 @@ class DaxFile(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         """Fill the buffer; returns the number of bytes, fewer than its length only at the end of the file."""
         handle = self._open_for_reading()
-        with self._lock, _writable_byte_view(buffer) as view:
-            filled_bytes = 0
-            while filled_bytes < len(view):
-                chunk_bytes = min(len(view) - filled_bytes, IO_CHUNK_BYTES_MAX)
-                data = handle.read(self._position_bytes, chunk_bytes)
-                view[filled_bytes : filled_bytes + len(data)] = data
-                filled_bytes += len(data)
-                self._position_bytes += len(data)
-                if len(data) < chunk_bytes:
-                    break
+        with self._lock, file_ranges.writable_byte_view(buffer) as view:
+            filled_bytes = file_ranges.readinto(handle, view, self._position_bytes)
+            self._position_bytes += filled_bytes
+            return filled_bytes
+
+    def readv(self, buffers: "Sequence[WriteableBuffer]", /) -> int:
+        """As `preadv`, at the position."""
+        handle = self._open_for_reading()
+        with self._lock:
+            filled_bytes = file_ranges.readv(handle, buffers, self._position_bytes)
+            self._position_bytes += filled_bytes
             return filled_bytes
 
     def write(self, data: "ReadableBuffer", /) -> int:
         """Write all of it; in append mode at the end of the file. Returns the number of bytes.
 
-        Raises OSError: ENOSPC, EFBIG. Of data longer than IO_CHUNK_BYTES_MAX a part may have been written then; the
-        position is after it.
+        Raises OSError: ENOSPC, EFBIG. Of data longer than IO_CHUNK_BYTES_MAX a part may have been written then.
         """
         handle = self._open_for_writing()
-        with self._lock, _byte_view(data) as view:
-            for start in range(0, len(view), IO_CHUNK_BYTES_MAX):
-                chunk = bytes(view[start : start + IO_CHUNK_BYTES_MAX])
-                append = self._kind == "a"
-                if not append and self._position_bytes + len(chunk) > OFFSET_BYTES_MAX:
-                    raise os_error(errno.EFBIG, filename=self.name)
-                self._position_bytes = handle.write(0 if append else self._position_bytes, chunk, append)
+        with self._lock, file_ranges.byte_view(data) as view:
+            self._position_bytes = file_ranges.write(handle, view, self._position_bytes, self._kind == "a")
             return len(view)
+
+    def writev(self, buffers: "Sequence[ReadableBuffer]", /) -> int:
+        """As `pwritev`, at the position; in append mode at the end of the file."""
+        handle = self._open_for_writing()
+        with self._lock, ExitStack() as stack:
+            views = [stack.enter_context(file_ranges.byte_view(buffer)) for buffer in buffers]
+            self._position_bytes = file_ranges.writev(handle, views, self._position_bytes, self._kind == "a")
+            return sum(map(len, views))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Set the position; returns it. whence: SEEK_SET, SEEK_CUR, SEEK_END, SEEK_DATA, SEEK_HOLE.
@@ -153,7 +164,7 @@ class DaxFile(io.RawIOBase):
         Raises OSError: EINVAL for a position before the start, ENXIO where there is no data or hole (lseek(2)).
         """
         handle = self._open()
-        offset_bytes = _offset(offset)
+        offset_bytes = as_offset(offset)
         with self._lock:
             if whence in (os.SEEK_DATA, os.SEEK_HOLE):
                 if offset_bytes < 0:
@@ -184,37 +195,38 @@ class DaxFile(io.RawIOBase):
         Returns when no process can see a page past the new end any more. Raises OSError: EINVAL, EFBIG.
         """
         handle = self._open_for_writing()
-        size_bytes = self._position_bytes if size is None else _offset(size)
+        size_bytes = self._position_bytes if size is None else as_offset(size)
         if size_bytes < 0:
             raise os_error(errno.EINVAL, filename=self.name)
         handle.truncate(size_bytes)
         return size_bytes
 
-    def punch_hole(self, offset: int, length: int) -> None:
-        """Make these bytes read as zero and free the blocks that lie wholly in them; the size stays (fallocate(2),
-        FALLOC_FL_PUNCH_HOLE). Raises OSError EINVAL for a negative offset or a length that is not positive.
-        """
-        handle = self._open_for_writing()
-        offset_bytes, length_bytes = _offset(offset), _offset(length)
-        if offset_bytes < 0 or length_bytes <= 0:
-            raise os_error(errno.EINVAL, filename=self.name)
-        handle.punch_hole(offset_bytes, length_bytes)
-
     def fsync(self) -> None:
         """Return when all that was written and stored is as durable as the device is."""
         self._open().fsync()
 
-    def mmap(self, length: int = 0, offset: int = 0, access: int = ACCESS_WRITE, past_eof: bool = False) -> Mapping:
+    def mmap(
+        self,
+        length: int = 0,
+        offset: int = 0,
+        access: int = ACCESS_WRITE,
+        past_eof: bool = False,
+        *,
+        flags: int | None = None,
+        prot: int | None = None,
+    ) -> Mapping:
         """Map `length` bytes from `offset` on, both in bytes. It stays mapped when the file is closed or unlinked.
 
-        length: 0 is up to the end of the file. access: ACCESS_READ or ACCESS_WRITE. past_eof: the mapping may be longer
-        than the file; an access past its end is a BusError until the file grows, and again after it shrinks.
+        length: 0 is up to the end of the file. access: ACCESS_READ, ACCESS_WRITE, or ACCESS_COPY, whose stores are seen
+        by this process alone; or flags and prot, as mmap.mmap has them. past_eof: the mapping may be longer than the
+        file; an access past its end is a BusError until the file grows, and again after it shrinks.
         Raises what mmap.mmap raises: ValueError for an empty file or a length past its end, OverflowError for negative
         or too large numbers, OSError EINVAL for an offset that is not a multiple of the page size, PermissionError
         where the file's mode does not allow the access; OSError ENOMEM without address space or VMAs left.
         """
         handle = self._open()
-        return map_file(handle, self._readable, self._writable, _offset(length), _offset(offset), access, past_eof)
+        access = access_of(access, flags, prot)
+        return map_file(handle, self._readable, self._writable, as_offset(length), as_offset(offset), access, past_eof)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -234,8 +246,15 @@ class DaxFile(io.RawIOBase):
             warnings.warn(f"unclosed file {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.forget()
 
-    def __getstate__(self) -> Any:
-        raise TypeError(f"cannot pickle {type(self).__name__!r} object: open the file by its name in the other process")
+    def inherit(self) -> None:
+        """In a fork's child: the thread that held the lock is not here. The position is this process's own now."""
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, a file is its name: the copy is opened anew, at the same position, in a session of its process."""
+        handle = self._open()
+        name = handle.stat().name or self.name
+        return _reopen, (handle.session, name, handle.ino, self._kind, self._updating, self._position_bytes)
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
@@ -261,15 +280,19 @@ class DaxFile(io.RawIOBase):
 
     def _read(self, handle: Handle, length_bytes: int) -> bytes:
         """Up to `length_bytes` from the position on. Precondition: the lock is held."""
-        chunks: list[bytes] = []
-        while length_bytes:
-            chunk_bytes = min(length_bytes, IO_CHUNK_BYTES_MAX)
-            chunks.append(handle.read(self._position_bytes, chunk_bytes))
-            self._position_bytes += len(chunks[-1])
-            length_bytes -= chunk_bytes
-            if len(chunks[-1]) < chunk_bytes:
-                break
-        return b"".join(chunks)
+        data = file_ranges.read(handle, length_bytes, self._position_bytes)
+        self._position_bytes += len(data)
+        return data
+
+
+def _reopen(session: "Session", name: str, ino: int, kind: str, updating: bool, position_bytes: int) -> DaxFile:
+    """Unpickle a file. Raises FileNotFoundError where it has no name any more, also when another file has that name."""
+    file = DaxFile(session, name, "r+")
+    if file.stat().ino != ino:
+        file.close()
+        raise os_error(errno.ENOENT, filename=name)
+    file.set_state(kind, updating, position_bytes)
+    return file
 
 
 def _parse_mode(mode: str) -> tuple[str, bool]:
@@ -284,31 +307,3 @@ def _parse_mode(mode: str) -> tuple[str, bool]:
     if len(kinds) != 1:
         raise ValueError("must have exactly one of create/read/write/append mode")
     return kinds.pop(), "+" in mode
-
-
-def _offset(value: int) -> int:
-    """`value` as an off_t. Raises OverflowError, TypeError."""
-    offset_bytes = operator.index(value)
-    if not -OFFSET_BYTES_MAX - 1 <= offset_bytes <= OFFSET_BYTES_MAX:
-        raise OverflowError("Python int too large to convert to a file offset")
-    return offset_bytes
-
-
-def _byte_view(buffer: "ReadableBuffer") -> memoryview:
-    """The buffer's memory as bytes, whatever its format and shape. Raises TypeError, BufferError."""
-    with memoryview(buffer) as view:
-        if not view.c_contiguous:
-            raise BufferError("memoryview: underlying buffer is not C-contiguous")
-    return pickle.PickleBuffer(buffer).raw()
-
-
-def _writable_byte_view(buffer: "WriteableBuffer") -> memoryview:
-    """The same for a buffer that is to be filled; any other is a TypeError, as for io.FileIO.readinto."""
-    try:
-        view = _byte_view(buffer)
-        if not view.readonly:
-            return view
-    except BufferError:
-        pass
-    kind = type(buffer).__name__
-    raise TypeError(f"readinto() argument must be a contiguous read-write bytes-like object, not {kind}")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from dax_mp import messages
 from dax_mp.clients.status import Extent, FileStat
-from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.limits import LIST_ENTRIES_MAX
 from dax_mp.messages import OpenFlag
 
@@ -55,9 +54,37 @@ class Handle:
     def truncate(self, size_bytes: int) -> None:
         self.session.channel.request(messages.Truncate, self.number, size_bytes, filename=self.name)
 
-    def punch_hole(self, offset_bytes: int, length_bytes: int) -> None:
+    def fallocate(self, mode: int, offset_bytes: int, length_bytes: int) -> None:
+        """mode: messages.FallocateMode."""
         request = self.session.channel.request
-        request(messages.Fallocate, self.number, PUNCH_HOLE, offset_bytes, length_bytes, filename=self.name)
+        request(messages.Fallocate, self.number, mode, offset_bytes, length_bytes, filename=self.name)
+
+    def copy_range(self, offset_bytes: int, target: "Handle", target_offset_bytes: int, length_bytes: int) -> int:
+        """At most IO_CHUNK_BYTES_MAX into another file of the same session. Returns how much."""
+        copied_bytes: int = self.session.channel.request(
+            messages.CopyRange,
+            self.number,
+            offset_bytes,
+            target.number,
+            target_offset_bytes,
+            length_bytes,
+            filename=self.name,
+        )
+        return copied_bytes
+
+    def setxattr(self, name: str, value: bytes) -> None:
+        self.session.channel.request(messages.Setxattr, self.number, name, value, filename=self.name)
+
+    def getxattr(self, name: str) -> bytes:
+        value: bytes = self.session.channel.request(messages.Getxattr, self.number, name, filename=self.name)
+        return value
+
+    def listxattr(self) -> list[str]:
+        names: list[str] = self.session.channel.request(messages.Listxattr, self.number, filename=self.name)
+        return names
+
+    def removexattr(self, name: str) -> None:
+        self.session.channel.request(messages.Removexattr, self.number, name, filename=self.name)
 
     def fsync(self) -> None:
         self.session.channel.request(messages.Fsync, self.number, filename=self.name)

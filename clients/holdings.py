@@ -52,6 +52,11 @@ class Holdings:
         """Those that are still there, open or closed."""
         return [mapping for reference in list(self._mappings.values()) if (mapping := reference()) is not None]
 
+    def renumber(self, mapping: "Mapping", vma_id: int) -> None:
+        """In a fork's child: the mapping's VMA is this one now."""
+        reference = self._mappings.pop(mapping.vma_id)
+        self._mappings[vma_id] = reference
+
     def __bool__(self) -> bool:
         """Is there something to release?"""
         return bool(self._dead_handles or self.closed_vmas)

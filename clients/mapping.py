@@ -1,8 +1,10 @@
-"""A mapping: a part of a file as memory.
+"""A mapping: a part of a file as memory, with the interface of mmap.mmap.
 
-`mmu.Window` is the memory: the address space, the buffer protocol, slices, faults. This adds what makes it a mapping of
-a file: the VMA at the coordinator, which keeps the file alive, and the handle of the file, shared with the file object,
-which may be closed before the mapping is (as the kernel's VMA keeps its struct file).
+`mmu.Window` is the memory: the address space, the buffer protocol, slices, faults. `MappingCursor` makes it like a
+file.
+This adds what makes it a mapping of a file: the VMA at the coordinator, which keeps the file alive, and the handle
+of the file, shared with the file object, which may be closed before the mapping is (as the kernel's VMA keeps its struct
+file).
 
 The end of one, in order: the window drops its translations and gives its address space back; only then may the
 coordinator forget the VMA (Munmap), since from then on it no longer tells this process to unmap anything of it. That
@@ -11,11 +13,17 @@ order holds in the destructor too: see `holdings.py`.
 
 import errno
 import mmap
+import operator
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import dax_mp.clients.bus_error  # noqa: F401  # gives the native side its exception
-from dax_mp import messages, mmu
+from dax_mp import messages
+from dax_mp.clients.mapping_cursor import MappingCursor
 from dax_mp.clients.page_table import PageTableEntry, read_page_table
 from dax_mp.errors import os_error
 from dax_mp.limits import OFFSET_BYTES_MAX
@@ -24,23 +32,30 @@ from dax_mp.messages import Access
 if TYPE_CHECKING:
     from dax_mp.clients.handle import Handle
 
+ACCESS_DEFAULT: Final = mmap.ACCESS_DEFAULT
 ACCESS_READ: Final = mmap.ACCESS_READ
 ACCESS_WRITE: Final = mmap.ACCESS_WRITE
+ACCESS_COPY: Final = mmap.ACCESS_COPY
+
+_MADVICES: Final = frozenset(value for name, value in vars(mmap).items() if name.startswith("MADV_"))
 
 
-class Mapping(mmu.Window):
+class Mapping(MappingCursor):
     """Bytes `offset_bytes` to `offset_bytes + len(mapping)` of a file. `DaxFile.mmap` makes one.
 
-    Indexing, slicing and the buffer protocol (memoryview, numpy.frombuffer, struct, ctypes) work as with mmap.mmap. An
-    access that has nothing to map raises BusError and never ends the process.
+    It has the interface of mmap.mmap, buffer protocol included (memoryview, numpy.frombuffer, struct, ctypes), and
+    raises the same exceptions for the same mistakes. An access that has nothing to map raises BusError and never ends
+    the process.
     """
 
     def __init__(self, handle: "Handle", vma_id: int, offset_bytes: int, length_bytes: int, access: int) -> None:
         session = handle.session
         pgoff = offset_bytes // session.page_size
-        super().__init__(session.pager, vma_id, pgoff, length_bytes, access == ACCESS_WRITE)
+        writable, private = access in (ACCESS_WRITE, ACCESS_COPY), access == ACCESS_COPY
+        super().__init__(session.pager, vma_id, pgoff, length_bytes, writable, private)
         self._handle: Handle | None = handle
-        self._channel = handle.session.channel
+        self._channel = session.channel
+        self._resizing = threading.Lock()
         self.name = handle.name
         """The file's name when it was opened."""
         self.offset_bytes = offset_bytes
@@ -57,9 +72,122 @@ class Mapping(mmu.Window):
         """The file's size in bytes, which need not be the mapping's. Raises OSError, ValueError when closed."""
         return self._open_handle().size_bytes()
 
-    def flush(self) -> None:
-        """Return when all that was stored is as durable as the device is: fsync of the file. Raises as `size`."""
-        self._open_handle().fsync()
+    def flush(self, offset: int = 0, size: int | None = None, /) -> None:
+        """Return when all that was stored is as durable as the device is: fsync of the file.
+
+        Raises ValueError for a range that is not in the mapping, OSError (EINVAL for an offset within a page).
+        """
+        handle = self._open_handle()
+        length_bytes = len(self) - offset if size is None else operator.index(size)
+        if operator.index(offset) < 0 or length_bytes < 0 or offset + length_bytes > len(self):
+            raise ValueError("flush values out of range")
+        if self.access != ACCESS_WRITE:
+            return
+        if offset % handle.session.page_size:
+            raise os_error(errno.EINVAL, filename=self.name)
+        handle.fsync()
+
+    def resize(self, newsize: int, /) -> None:
+        """Give file and mapping another length: the file then ends where the mapping does.
+
+        Buffers that are out stay valid, and go on showing what they show; past the file's end an access to them is a
+        BusError. Raises TypeError for a mapping that is read-only or private, ValueError, OSError, and BufferError
+        where the mapping cannot grow at its place and has buffers out.
+        """
+        handle = self._open_handle()
+        newsize = operator.index(newsize)
+        if self.access != ACCESS_WRITE:
+            raise TypeError("mmap can't resize a readonly or copy-on-write memory map.")
+        if newsize < 0 or newsize > sys.maxsize - self.offset_bytes:
+            raise ValueError("new size out of range")
+        if not newsize:
+            raise os_error(errno.EINVAL, "a mapping has a length", self.name)
+        length_pages = -(-newsize // handle.session.page_size)
+        with self._resizing:
+            before_bytes = len(self)
+            if newsize > before_bytes:  # address space first: without it nothing is changed
+                super().resize(newsize)
+            try:
+                handle.truncate(self.offset_bytes + newsize)
+                self._channel.request(messages.Mremap, self.vma_id, length_pages, filename=self.name)
+            except BaseException:
+                if newsize > before_bytes:
+                    super().resize(before_bytes)
+                raise
+            if newsize < before_bytes:
+                super().resize(newsize)
+
+    def madvise(self, option: int, start: int = 0, length: int | None = None, /) -> None:
+        """Advice as madvise(2). MADV_WILLNEED maps what is there, MADV_DONTNEED drops what is mapped, private copies
+        included; others have no effect. Raises ValueError, OverflowError, OSError EINVAL.
+        """
+        handle = self._open_handle()
+        start = operator.index(start)
+        length_bytes = len(self) if length is None else operator.index(length)
+        if not 0 <= start < len(self):
+            raise ValueError("madvise start out of bounds")
+        if length_bytes < 0:
+            raise ValueError("madvise length invalid")
+        if start > sys.maxsize - length_bytes:
+            raise OverflowError("madvise length too large")
+        length_bytes = min(length_bytes, len(self) - start)
+        if option not in _MADVICES or start % handle.session.page_size:
+            raise os_error(errno.EINVAL, filename=self.name)
+        if option == mmap.MADV_DONTNEED:
+            self.drop(start, length_bytes)
+        elif option == mmap.MADV_WILLNEED:
+            there_bytes = min(length_bytes, self.size() - self.offset_bytes - start)
+            if there_bytes > 0:
+                super().populate(start, there_bytes, False)
+
+    def populate(self, start: int = 0, length: int | None = None, write: bool = False, /) -> None:
+        """Map every page of the range now, for stores if `write`: holes get their blocks.
+
+        Raises BusError where that cannot be, ValueError for a range that is not in the mapping, TypeError read-only.
+        """
+        self._check_open()
+        super().populate(start, len(self) - start if length is None else length, write)
+
+    def unmap(self, start: int, length: int, /) -> None:
+        """Take whole pages out of the mapping: an access to them is a BusError (EFAULT) from now on (munmap(2)).
+
+        Raises OSError EINVAL for what are no whole pages of it, EBUSY where they are pinned.
+        """
+        page_size = self._open_handle().session.page_size
+        start, length = operator.index(start), operator.index(length)
+        if start < 0 or length <= 0 or start % page_size or start + length > len(self):
+            raise os_error(errno.EINVAL, filename=self.name)
+        if length % page_size and start + length != len(self):
+            raise os_error(errno.EINVAL, filename=self.name)
+        pgoff = (self.offset_bytes + start) // page_size
+        self._channel.request(messages.MunmapRange, self.vma_id, pgoff, -(-length // page_size), filename=self.name)
+
+    @contextmanager
+    def pin(self, start: int = 0, length: int | None = None, /) -> Iterator[memoryview]:
+        """The range as a memoryview whose pages are mapped, and stay so until the end of the `with`.
+
+        It can be given to system calls and C libraries, which do not fault pages in. Holes get their blocks. A
+        truncate, punch and the like of the file that would take the pages waits meanwhile, and fails with EBUSY after
+        the coordinator's ack timeout. Raises ValueError for a range that is not in the mapping, OSError EFAULT past the end
+        of the file, ENOSPC, and at the end BufferError where a view made of it is still out.
+        """
+        page_size = self._open_handle().session.page_size
+        length_bytes = len(self) - start if length is None else operator.index(length)
+        if operator.index(start) < 0 or length_bytes <= 0 or start + length_bytes > len(self):
+            raise ValueError("the range is not in the mapping")
+        first = (self.offset_bytes + start) // page_size
+        end = -(-(self.offset_bytes + start + length_bytes) // page_size)
+        pin_id = self._channel.request(messages.Pin, self.vma_id, first, end - first, filename=self.name)
+        try:
+            with memoryview(cast(Any, self)) as whole, whole[start : start + length_bytes] as view:
+                self.keep(True)
+                try:
+                    super().populate(start, length_bytes, self.writable)
+                    yield view
+                finally:
+                    self.keep(False)
+        finally:
+            self._channel.request(messages.Unpin, pin_id, filename=self.name)
 
     def page_table(self) -> list[PageTableEntry]:
         """What this process has mapped of it now, as the kernel says. Pages that are not mapped are left out."""
@@ -80,11 +208,38 @@ class Mapping(mmu.Window):
             return f"<dax_mp.Mapping of {self.name!r}, closed>"
         return f"<dax_mp.Mapping of {self.name!r}, offset {self.offset_bytes}, length {len(self)}>"
 
+    def __reduce__(self) -> Any:
+        """The file is opened by its name in the other process, and mapped alike; private copies stay here."""
+        handle = self._open_handle()
+        mode = "r+" if self.access == ACCESS_WRITE else "r"
+        return _remap, (handle.session, handle.name, mode, self.offset_bytes, len(self), self.access)
+
     def _open_handle(self) -> "Handle":
         handle = self._handle
         if handle is None:
-            raise ValueError("the mapping is closed")
+            raise ValueError("mmap closed or invalid")
         return handle
+
+
+def _remap(session: Any, name: str, mode: str, offset_bytes: int, length_bytes: int, access: int) -> Mapping:
+    with session.open(name, mode) as file:
+        mapping: Mapping = file.mmap(length_bytes, offset_bytes, access, past_eof=True)
+        return mapping
+
+
+def access_of(access: int, flags: int | None, prot: int | None) -> int:
+    """What mmap.mmap's `access`, or its `flags` and `prot`, come to. Raises ValueError."""
+    if flags is None and prot is None:
+        return ACCESS_WRITE if access == ACCESS_DEFAULT else access
+    if access not in (ACCESS_DEFAULT, ACCESS_WRITE):
+        raise ValueError("mmap can't specify both access and flags, prot.")
+    flags = mmap.MAP_SHARED if flags is None else flags
+    prot = mmap.PROT_READ | mmap.PROT_WRITE if prot is None else prot
+    if flags & (mmap.MAP_SHARED | mmap.MAP_PRIVATE) not in (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
+        raise ValueError("mmap invalid flags: MAP_SHARED or MAP_PRIVATE")
+    if not prot & mmap.PROT_WRITE:
+        return ACCESS_READ
+    return ACCESS_COPY if flags & mmap.MAP_PRIVATE else ACCESS_WRITE
 
 
 def map_file(
@@ -98,10 +253,8 @@ def map_file(
         raise OverflowError("memory mapped length must be positive")
     if offset < 0:
         raise OverflowError("memory mapped offset must be positive")
-    if access not in (ACCESS_READ, ACCESS_WRITE, mmap.ACCESS_COPY):
+    if access not in (ACCESS_READ, ACCESS_WRITE, ACCESS_COPY):
         raise ValueError("mmap invalid access parameter.")
-    if access == mmap.ACCESS_COPY:
-        raise os_error(errno.ENOTSUP, "mappings with ACCESS_COPY are not supported", handle.name)
     size_bytes = handle.size_bytes()
     if length == 0:
         if size_bytes == 0:
@@ -125,7 +278,7 @@ def map_file(
         offset // page_size,
         -(-length // page_size),
         int(vma_access),
-        0,
+        int(access == ACCESS_COPY),
         filename=handle.name,
     )
     try:

@@ -11,9 +11,10 @@
 The pager ends before Bye is said: Bye means that no translation is left. Mappings whose buffers are still out survive
 as objects; an access to one is then a BusError with ESTALE.
 
-A fork copies the objects but not the session: record locks, the pager's thread and ZeroMQ's threads stay the
-parent's. In the child a session refuses every request, and its parts are kept from the garbage collector: their
-destructors would work on the parent's sockets.
+A fork copies the objects but not the session: record locks and the pager's thread stay the parent's. The child begins
+a session of its own by the same steps, with Adopt after Hello, and the objects go on with that (`fork.py`).
+
+A session pickles by its endpoint: the copy is its process's shared session there.
 """
 
 import atexit
@@ -21,14 +22,15 @@ import errno
 import functools
 import os
 import threading
+import time
 import warnings
 import weakref
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from dax_mp import messages, mmu
-from dax_mp.clients import attach
+from dax_mp.clients import attach, fork
 from dax_mp.clients.channel import Channel
 from dax_mp.clients.file import DaxFile
 from dax_mp.clients.page_table import Backing, FileId
@@ -43,8 +45,6 @@ CONNECT_TIMEOUT_S: Final = 30.0
 
 CLOSE_TIMEOUT_S: Final = 5.0
 """How long close waits for a coordinator that does not answer, and for threads in the middle of a request."""
-
-_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
 
 
 def connect(endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise") -> "Session":
@@ -81,39 +81,47 @@ class Session:
         # The interpreter ends sessions before the coordinators that launch() started, since those came first.
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
-        _sessions.add(self)
+        fork.register(self)
 
     def _attach(self, undo: ExitStack) -> None:
-        coordinator = attach.find_coordinator(self.endpoint)
-        undo.callback(os.close, coordinator.pidfd)
-        token = _new_token()
-        session_fd = attach.lock_session(self.endpoint, token)
-        undo.callback(attach.unlock_session, self.endpoint, token, session_fd)
-
-        self.channel = Channel(coordinator, token)
+        self._coordinator = attach.find_coordinator(self.endpoint)
+        undo.callback(os.close, self._coordinator.pidfd)
+        self._token, self._lock_fd = self._lock_file(undo)
+        self.channel = Channel(self._coordinator, self._token)
         """For the library's own modules."""
         undo.callback(self.channel.close, CLOSE_TIMEOUT_S)
-        self._welcome = self.channel.hello(CONNECT_TIMEOUT_S)
+        self._hello(undo, CONNECT_TIMEOUT_S)
+        self._start_pager(undo, CONNECT_TIMEOUT_S)
+
+    def _lock_file(self, undo: ExitStack) -> tuple[bytes, int]:
+        """A new token, and the descriptor of its file."""
+        token = _new_token()
+        lock_fd = attach.lock_session(self.endpoint, token)
+        undo.callback(attach.unlock_session, self.endpoint, token, lock_fd)
+        return token, lock_fd
+
+    def _hello(self, undo: ExitStack, timeout_s: float) -> None:
+        self._welcome = self.channel.hello(timeout_s)
         undo.callback(self.channel.bye, CLOSE_TIMEOUT_S)
         attach.check_welcome(self._welcome)
 
+    def _start_pager(self, undo: ExitStack, timeout_s: float) -> None:
         keep_fault_handler_first()
         self.regions: dict[FileId, Backing] = {}
         """The regions' objects, as /proc/self/maps names them. For the library's own modules."""
         with ExitStack() as open_regions:
             self.pager = mmu.Pager(
                 path=pager_path(self.endpoint),
-                token=token,
+                token=self._token,
                 version=messages.PROTOCOL_VERSION,
                 pmem_fd=self._open_region("pmem", open_regions),
                 dram_fd=self._open_region("dram", open_regions),
-                timeout_ms=round(CONNECT_TIMEOUT_S * 1000),
+                timeout_ms=round(timeout_s * 1000),
                 sigbus=self.bus_error == "signal",
             )
             """For the library's own modules."""
         undo.callback(self.pager.close)
         self.channel.holdings.closed_vmas = self.pager.closed_vmas
-        self.coordinator_pid = coordinator.pid
 
     def _open_region(self, kind: Backing, open_regions: ExitStack) -> int:
         """The region's descriptor, -1 where the coordinator has no such region."""
@@ -133,6 +141,10 @@ class Session:
         return self._closed
 
     @property
+    def coordinator_pid(self) -> int:
+        return self._coordinator.pid
+
+    @property
     def page_size(self) -> int:
         """In bytes; the system's."""
         page_size: int = self._welcome["page_size"]
@@ -144,6 +156,11 @@ class Session:
         policy: str = self._welcome["hole_policy"]
         return policy
 
+    @property
+    def usable(self) -> bool:
+        """Not closed, not evicted, and the coordinator has not ended, as far as this process has heard."""
+        return not self._closed and not self.pager.errno
+
     def counters(self) -> dict[str, int]:
         """What this process's pager has done: faults, bus_errors, maps, unmaps, drops."""
         return self.pager.counters()
@@ -153,12 +170,15 @@ class Session:
 
     # --- files -----------------------------------------------------------------------------------------------------
 
-    def open(self, name: str | os.PathLike[str], mode: str = "r") -> DaxFile:
+    def open(self, name: str | os.PathLike[str], mode: str = "r", ephemeral: bool = False) -> DaxFile:
         """Open a file. mode: as of the built-in open: r, r+, w, w+, x, x+, a, a+; all are binary, with a b or without.
+
+        ephemeral: a file that this creates loses its name when its last user, handle or mapping, is gone, however that
+        process ended.
 
         Raises FileNotFoundError, FileExistsError, OSError (EINVAL, ENAMETOOLONG: not a name), ValueError (the mode).
         """
-        return DaxFile(self, _check_name(name), mode)
+        return DaxFile(self, _check_name(name), mode, ephemeral)
 
     def listdir(self) -> list[str]:
         """The names of all files, in order."""
@@ -185,11 +205,15 @@ class Session:
         text = _check_name(name)
         self.channel.request(messages.Unlink, text, filename=text)
 
-    def rename(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
-        """Give the file another name; a file that has it is unlinked. Raises FileNotFoundError, OSError EINVAL."""
+    def rename(self, old: str | os.PathLike[str], new: str | os.PathLike[str], replace: bool = True) -> None:
+        """Give the file another name; a file that has it is unlinked, or, without `replace`, in the way.
+
+        Raises FileNotFoundError, FileExistsError, OSError EINVAL.
+        """
         old_text, new_text = _check_name(old), _check_name(new)
+        flags = 0 if replace else int(messages.RenameFlag.NOREPLACE)
         try:
-            self.channel.request(messages.Rename, old_text, new_text, 0)
+            self.channel.request(messages.Rename, old_text, new_text, flags)
         except OSError as error:
             if error.filename is None:
                 error.filename, error.filename2 = old_text, new_text
@@ -247,10 +271,81 @@ class Session:
             warnings.warn(f"unclosed session {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
-    def inherit(self) -> None:
-        """This process is a fork's child, and the session its parent's."""
-        self.channel.inherit()
-        mmu.keep_forever(self._undo)  # with all that it would undo: the pager, the context
+    def __reduce__(self) -> tuple[Any, ...]:
+        return shared_session, (self.endpoint, self.bus_error)
+
+    # --- fork ------------------------------------------------------------------------------------------------------
+
+    def inherit(self, deadline_s: float | None) -> None:
+        """In a fork's child: begin a session of its own that has what the parent's had at the fork.
+
+        deadline_s: of time.monotonic(); None: do not. Without a session, because there is no coordinator or it does not
+        answer in time, every request is an OSError with ESTALE, and every access a BusError with it.
+        """
+        self._pid = os.getpid()
+        self._close_lock = threading.Lock()
+        self._undo = ExitStack()  # what is in the parent's is the parent's to undo
+        if self._closed:
+            return
+        os.close(self._lock_fd)
+        for file in self.channel.holdings.files():
+            file.inherit()
+        try:
+            if deadline_s is None:
+                raise os_error(errno.ESTALE)
+            with ExitStack() as undo:
+                self._adopt(undo, deadline_s)
+                self._undo = undo.pop_all()
+        except OSError:
+            self.channel.set_stale()
+
+    def _adopt(self, undo: ExitStack, deadline_s: float) -> None:
+        parent_token = self._token
+        self._token, self._lock_fd = self._lock_file(undo)
+        self.channel.inherit(self._token)
+        undo.callback(self.channel.close, CLOSE_TIMEOUT_S)
+        self._hello(undo, _rest_s(deadline_s))
+        flat = self.channel.request(messages.Adopt, parent_token, timeout_s=_rest_s(deadline_s))
+        copies = dict(zip(flat[::2], flat[1::2], strict=True))
+        self._start_pager(undo, _rest_s(deadline_s))
+        holdings = self.channel.holdings
+        for mapping in holdings.mappings():
+            if not mapping.closed and mapping.vma_id in copies:
+                vma_id = copies.pop(mapping.vma_id)
+                holdings.renumber(mapping, vma_id)
+                mapping.rebind(self.pager, vma_id)
+        self.pager.closed_vmas.extend(copies.values())  # nobody's here
+
+
+_shared: Final[dict[tuple[str, str], Session]] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_session(endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise") -> Session:
+    """This process's session at that endpoint, for all who do not bring one of their own. Arguments as `connect`.
+
+    It ends with the process. One that has been closed, or was evicted, or whose coordinator has ended, is replaced.
+    Raises as `connect`.
+    """
+    path = os.path.abspath(attach.user_endpoint() if endpoint is None else os.fspath(endpoint))
+    with _shared_lock:
+        session = _shared.get((path, bus_error))
+        if session is None or not session.usable:
+            session = _shared[path, bus_error] = Session(path, bus_error)
+        return session
+
+
+def _unlock_shared_sessions() -> None:
+    """In a fork's child: the thread that held the lock is not here."""
+    global _shared_lock
+    _shared_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_shared_sessions)
+
+
+def _rest_s(deadline_s: float) -> float:
+    return max(deadline_s - time.monotonic(), 0.001)
 
 
 def _new_token() -> bytes:
@@ -277,11 +372,3 @@ def _close_at_exit(reference: "weakref.ref[Session]") -> None:
     session = reference()
     if session is not None:
         session.close()
-
-
-def _inherit_sessions() -> None:
-    for session in list(_sessions):
-        session.inherit()
-
-
-os.register_at_fork(after_in_child=_inherit_sessions)

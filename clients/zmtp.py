@@ -86,6 +86,11 @@ class Dealer:
 
     def receive(self, deadline: float | None = None) -> bytes:
         """The next message, which must have one frame."""
+        if not self._received:
+            data = self._receive_some(deadline)
+            if data[0] == 0 and len(data) >= 2 and len(data) == data[1] + 2:  # one short message, as most are
+                return data[2:]
+            self._received += data
         flags, body = self._receive_frame(deadline)
         if flags & (_MORE | _COMMAND):
             raise ProtocolError("a message of more than one frame")
@@ -119,19 +124,21 @@ class Dealer:
         return flags, body
 
     def _receive_more(self, deadline: float | None) -> None:
+        self._received += self._receive_some(deadline)
+
+    def _receive_some(self, deadline: float | None) -> bytes:
         self._wait(self._poll_in, deadline)
         data = self._socket.recv(_RECEIVE_BYTES)
         if not data:
             raise os_error(errno.ECONNRESET, "the coordinator has closed the connection")
-        self._received += data
+        return data
 
     def _wait(self, poll: select.poll, deadline: float | None) -> None:
         """Until the socket is ready; whatever else is ready then has time."""
         timeout_ms = None if deadline is None else max(0, round((deadline - time.monotonic()) * 1000))
-        ready = dict(poll.poll(timeout_ms))
-        if self._socket.fileno() in ready:
-            return
-        raise Interrupted(next(iter(ready), None))
+        ready = [descriptor for descriptor, _ in poll.poll(timeout_ms)]
+        if self._socket.fileno() not in ready:
+            raise Interrupted(ready[0] if ready else None)
 
 
 def _property(name: bytes, value: bytes) -> bytes:

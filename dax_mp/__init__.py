@@ -19,17 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dax_mp import errors
+    from dax_mp.clients.arrays import ndarray
     from dax_mp.clients.bus_error import BusError
     from dax_mp.clients.file import DaxFile
     from dax_mp.clients.launch import Daemon, launch
-    from dax_mp.clients.mapping import ACCESS_READ, ACCESS_WRITE, Mapping
+    from dax_mp.clients.mapping import ACCESS_COPY, ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, Mapping
     from dax_mp.clients.page_table import PageTableEntry
-    from dax_mp.clients.session import Session, connect
+    from dax_mp.clients.session import Session, connect, shared_session
+    from dax_mp.clients.shareable_list import ShareableList
+    from dax_mp.clients.shared_memory import SharedMemory
+    from dax_mp.clients.shared_memory_manager import SharedMemoryManager
     from dax_mp.clients.status import DeviceStat, Extent, FileStat, MappedRange, Mapper, VmaMaps
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACCESS_COPY",
+    "ACCESS_DEFAULT",
     "ACCESS_READ",
     "ACCESS_WRITE",
     "SEEK_DATA",
@@ -45,14 +51,21 @@ __all__ = [
     "Mapping",
     "PageTableEntry",
     "Session",
+    "ShareableList",
+    "SharedMemory",
+    "SharedMemoryManager",
     "VmaMaps",
     "__version__",
     "connect",
     "errors",
     "launch",
+    "ndarray",
+    "shared_session",
 ]
 
 _MODULES = {
+    "ACCESS_COPY": "clients.mapping",
+    "ACCESS_DEFAULT": "clients.mapping",
     "ACCESS_READ": "clients.mapping",
     "ACCESS_WRITE": "clients.mapping",
     "BusError": "clients.bus_error",
@@ -66,9 +79,14 @@ _MODULES = {
     "Mapping": "clients.mapping",
     "PageTableEntry": "clients.page_table",
     "Session": "clients.session",
+    "ShareableList": "clients.shareable_list",
+    "SharedMemory": "clients.shared_memory",
+    "SharedMemoryManager": "clients.shared_memory_manager",
     "VmaMaps": "clients.status",
     "connect": "clients.session",
     "launch": "clients.launch",
+    "ndarray": "clients.arrays",
+    "shared_session": "clients.session",
 }
 
 if not TYPE_CHECKING:  # a type checker would let any name pass

@@ -124,7 +124,7 @@ class Vma:
         return self.removed is None or not any(self.removed.pieces(pgoff, pgoff + 1))
 
     def kept(self, pages: PageRange) -> PageRange:
-        """The part of `pages` up to the first one that has been removed. Precondition: `pages` begins with one it has."""
+        """The part of `pages` up to the first one that has been removed. Precondition: the first page is there."""
         first = next(self.removed.pieces(*pages), None) if self.removed else None
         return pages if first is None else PageRange(pages.start, first[0])
 

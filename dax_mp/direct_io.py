@@ -1,9 +1,10 @@
 """Direct I/O: long reads and writes that go between the client's buffer and the region, past the coordinator.
 
 The file's blocks are *lent* for as long as the client takes: BeginRead or BeginWrite tells it where they are, it
-copies, and EndIo gives them back. The locks are those of read(2) and write(2) in the kernel, held over the client's copy as the
-kernel holds i_rwsem over a copy from user memory: rwsem, shared or exclusive, so that the blocks stay where they are;
-and for a write the entry locks of the holes, since a fault there would zero the block under the client's store.
+copies, and EndIo gives them back. The locks are those of read(2) and write(2) in the kernel, held over the client's
+copy as the kernel holds i_rwsem over a copy from user memory: rwsem, shared or exclusive, so that the blocks stay where
+they are; and for a write the entry locks of the holes, since a fault there would zero the block under the client's
+store.
 
 A write into a hole goes into an unwritten block (`blocks.py`), which no one else can see, and which need not be zeroed;
 what was stored becomes part of the file in `end` alone, as the direct I/O of XFS converts unwritten extents at its

@@ -32,7 +32,7 @@ class Coordinator:
         self.pidfd = os.pidfd_open(self.process.pid)
 
     def tell(self, *command: object) -> None:
-        """`set NAME VALUE`, `write PAGES`, `send HEX...`, `answer`, `unmap ID RANGES EVEN_COWS`, `evict ERRNO`: see `Rules.obey`."""
+        """`set NAME VALUE`, `write PAGES`, `send HEX...`, `unmap ID RANGES EVEN_COWS` and others: see `Rules.obey`."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command).encode() + b"\n")
         self.process.stdin.flush()
@@ -135,7 +135,7 @@ class Rules:
             case ["answer"]:
                 self.answer()
             case ["unmap", request_id, ranges, *even_cows]:
-                self.send(messages.Unmap(request_id, *(even_cows or [0]), ranges))
+                self.send(messages.Unmap(request_id, even_cows[0] if even_cows else 0, ranges))
             case ["evict", code]:
                 self.send(messages.Evict(code))
             case command:

@@ -45,7 +45,7 @@ class Pager:
         An id is here only when the process has no translation of that window any more.
         """
 
-    def store(self, buffer: Buffer, region_offset_bytes: int) -> int:
+    def store(self, buffer: Buffer, region_offset_bytes: int, /) -> int:
         """Store the whole buffer into lent frames of the PMem region (BeginWrite), without the GIL.
 
         Returns how many bytes: fewer than its length where a page of the buffer is not mapped (pwrite(2), EFAULT).
@@ -53,7 +53,7 @@ class Pager:
         coordinator only when no such call is under way any more.
         """
 
-    def load(self, buffer: Buffer, region_offset_bytes: int) -> int:
+    def load(self, buffer: Buffer, region_offset_bytes: int, /) -> int:
         """Fill the buffer from lent frames (BeginRead). As `store`."""
 
     def counters(self) -> dict[str, int]:
@@ -79,7 +79,7 @@ class Window:
         OSError ENOTSUP where /proc/self/pagemap, which tells copies from the file's pages, cannot be read.
         """
 
-    def resize(self, length_bytes: int) -> None:
+    def resize(self, length_bytes: int, /) -> None:
         """Let the window end after `length_bytes`, in place: views that are out stay valid.
 
         Growing within what is reserved always works; past that it takes the address space behind where that is free,
@@ -87,19 +87,19 @@ class Window:
         Before shrinking, the coordinator has had the pages past the new end dropped (Mremap).
         """
 
-    def populate(self, offset_bytes: int, length_bytes: int, write: bool) -> None:
+    def populate(self, offset_bytes: int, length_bytes: int, write: bool, /) -> None:
         """Touch every page of the range, without the GIL and without changing a byte. Raises BusError."""
 
-    def drop(self, offset_bytes: int, length_bytes: int) -> None:
+    def drop(self, offset_bytes: int, length_bytes: int, /) -> None:
         """Drop the translations of the whole pages of the range, and private copies (madvise(2), MADV_DONTNEED)."""
 
     def keep(self, keep: bool, /) -> None:
         """Never give up the window's translations for vm.max_map_count (a pin), or do so again; calls are counted."""
 
-    def rebind(self, pager: Pager, vma_id: int) -> None:
+    def rebind(self, pager: Pager, vma_id: int, /) -> None:
         """In the child of a fork: faults go to this pager, as this VMA's, from now on."""
 
-    def move(self, dest: int, src: int, count: int) -> None:
+    def move(self, dest: int, src: int, count: int, /) -> None:
         """mmap.mmap.move: the ranges may overlap. Raises ValueError out of bounds, TypeError read-only, BusError."""
 
     def close(self) -> None:

@@ -1,0 +1,124 @@
+"""fork(2): the child gets what its parent has, as dup_mmap() and dup_fd() give it.
+
+The windows' memory is not inherited (`dax_mp/mmu/window.c`): the coordinator would know nothing of the child's
+translations. So the child connects at once, before any other code of it runs, and has the coordinator copy the parent's
+handles and VMAs to its new session (Adopt). Then each window is bound to its copy, at the same address, and the first
+access faults as in any new mapping; copies of pages of private mappings come with the fork itself.
+
+The parent waits in os.fork() until that is done, so that it cannot close, unlink or exit first: its end of a pipe
+becomes readable when the child has closed the other, or is dead. Neither waits for longer than a few seconds; a child
+that could not adopt by then goes on without a session.
+
+Threads: requests of other threads that open, close, map or unmap are held back from before the fork until the child
+has adopted, so that the coordinator's books are those of the moment of the fork. Other locks may be held by threads
+that are not in the child; it makes them anew.
+
+The child of a subprocess with a preexec_fn only runs that and then another program: it connects to nothing.
+"""
+
+import os
+import select
+import sys
+import threading
+import time
+import weakref
+from types import FrameType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from dax_mp.clients.session import Session
+
+CHILD_TIMEOUT_S: Final = 3.0
+"""How long the child tries to adopt."""
+
+PARENT_TIMEOUT_S: Final = 4.0
+"""How long the parent waits for the child."""
+
+HOLD_TIMEOUT_S: Final = 1.0
+"""How long a fork waits for other threads' requests."""
+
+
+class _Fork(NamedTuple):
+    """One fork under way: the sessions that the child is to adopt, and a pipe where there are any."""
+
+    sessions: "list[Session]"
+    pipe: tuple[int, int] | None
+    locked: bool
+
+
+class _Forks(threading.local):
+    """Of this thread; a signal handler may fork in the middle of a fork."""
+
+    def __init__(self) -> None:
+        self.under_way: list[_Fork] = []
+
+
+_forks: Final = _Forks()
+_sessions: "Final[set[weakref.ref[Session]]]" = set()
+_lock = threading.RLock()  # one fork at a time: another's child would keep the pipe of this one open
+
+
+def register(session: "Session") -> None:
+    """From now on the children of this process take the session over."""
+    _sessions.add(weakref.ref(session, _sessions.discard))
+
+
+def _all_sessions() -> "list[Session]":
+    return [session for reference in list(_sessions) if (session := reference()) is not None]
+
+
+def _before() -> None:
+    sessions: list[Session] = []
+    if not _runs_another_program(sys._getframe(1)):
+        sessions = [session for session in _all_sessions() if session.usable]
+    locked = bool(sessions) and _lock.acquire(timeout=PARENT_TIMEOUT_S)
+    for session in sessions:
+        session.channel.hold_changes(HOLD_TIMEOUT_S)
+    try:
+        pipe = os.pipe() if sessions else None
+    except OSError:  # no descriptors left: the parent does not wait
+        pipe = None
+    _forks.under_way.append(_Fork(sessions, pipe, locked))
+
+
+def _runs_another_program(caller: FrameType) -> bool:
+    """Is it subprocess.Popen that forks? It is a fork that Python sees only where there is a preexec_fn."""
+    return caller.f_code.co_name == "_execute_child" and caller.f_globals.get("__name__") == "subprocess"
+
+
+def _after_in_parent() -> None:
+    fork = _forks.under_way.pop()
+    try:
+        if fork.pipe is not None:
+            _await_child(*fork.pipe)
+    finally:
+        for session in fork.sessions:
+            session.channel.let_changes_go()
+        if fork.locked:
+            _lock.release()
+
+
+def _await_child(reader: int, writer: int) -> None:
+    os.close(writer)
+    try:
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        poll.poll(PARENT_TIMEOUT_S * 1000)
+    finally:
+        os.close(reader)
+
+
+def _after_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    fork = _forks.under_way.pop()
+    deadline_s = time.monotonic() + CHILD_TIMEOUT_S
+    try:
+        for session in _all_sessions():
+            session.inherit(deadline_s if session in fork.sessions else None)
+    finally:
+        for descriptor in fork.pipe or ():
+            os.close(descriptor)
+
+
+os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -1,0 +1,163 @@
+"""Shared memory with the interface of multiprocessing.shared_memory.SharedMemory, over a file of the device.
+
+Beside what that has: it can be resized while it is mapped, in every process; it is exactly as long as was asked for,
+everywhere; and nothing tracks it. It lives until it is unlinked, or, when it is ephemeral, until the last process that
+has it is gone, however that ended: the coordinator counts.
+
+Nobody ever sees one half made: it is made under a name that nobody knows, sized, and then renamed, unless the name is
+taken (renameat2(2), RENAME_NOREPLACE).
+"""
+
+import errno
+import os
+import secrets
+from typing import TYPE_CHECKING, Any, Final
+
+from dax_mp.clients.session import Session, shared_session
+from dax_mp.errors import os_error
+
+if TYPE_CHECKING:
+    from dax_mp.clients.mapping import Mapping
+
+_NAME_TRIES: Final = 16
+
+
+class SharedMemory:
+    """A block of shared memory, of exactly `size` bytes.
+
+    name: None to make one up. create: make it (FileExistsError where the name is taken), else attach to it
+    (FileNotFoundError). size: of a new one, in bytes. track: ignored, there is no tracker. session: whose to use; else
+    the process's shared session at `endpoint`, by default $DAX_MP_ENDPOINT or the user's own. ephemeral: a new one is
+    unlinked when no process has it any more.
+
+        >>> shared = SharedMemory(create=True, size=10_000, session=session)
+        >>> shared.buf[:5] = b"hello"
+        >>> other = SharedMemory(shared.name, session=session)  # in another process, likely
+        >>> bytes(other.buf[:5]), other.size
+        (b'hello', 10000)
+        >>> other.resize(20_000)
+        >>> other.close()
+        >>> shared.close()
+        >>> shared.unlink()
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        create: bool = False,
+        size: int = 0,
+        *,
+        track: bool = True,
+        session: Session | None = None,
+        endpoint: str | os.PathLike[str] | None = None,
+        ephemeral: bool = False,
+    ) -> None:
+        self._mapping: Mapping | None = None
+        self._buf: memoryview | None = None
+        if not size >= 0:
+            raise ValueError("'size' must be a positive integer")
+        if create and size == 0:
+            raise ValueError("'size' must be a positive number different from zero")
+        if name is None and not create:
+            raise ValueError("'name' can only be None if create=True")
+        self._session = shared_session(endpoint) if session is None else session
+        if create:
+            self._name = self._create(name, size, ephemeral)
+        else:
+            assert name is not None
+            self._name = name.removeprefix("/")
+            self._attach()
+
+    def _create(self, name: str | None, size: int, ephemeral: bool) -> str:
+        session = self._session
+        with session.open(f".shared-memory-{secrets.token_hex(8)}", "x+", ephemeral=ephemeral) as file:
+            try:
+                file.truncate(size)
+                final = self._rename(file.name, name)
+                self._map(file.mmap())
+            except BaseException:
+                if file.stat().name == file.name:
+                    session.unlink(file.name)
+                raise
+        return final
+
+    def _rename(self, temporary: str, name: str | None) -> str:
+        """Give the file its name; returns it."""
+        if name is not None:
+            name = name.removeprefix("/")
+            self._session.rename(temporary, name, replace=False)
+            return name
+        for _ in range(_NAME_TRIES):
+            name = f"psm_{secrets.token_hex(4)}"
+            try:
+                self._session.rename(temporary, name, replace=False)
+            except FileExistsError:
+                continue
+            return name
+        raise os_error(errno.EEXIST, "no free name found")
+
+    def _attach(self) -> None:
+        with self._session.open(self._name, "r+") as file:
+            self._map(file.mmap())
+
+    def _map(self, mapping: "Mapping") -> None:
+        self._mapping = mapping
+        self._buf = memoryview(mapping)
+
+    @property
+    def name(self) -> str:
+        """By which other processes attach to it."""
+        return self._name
+
+    @property
+    def size(self) -> int:
+        """In bytes. Where another process has resized it, `resize` to the file's size to see that here."""
+        return 0 if self._mapping is None or self._mapping.closed else len(self._mapping)
+
+    @property
+    def buf(self) -> memoryview:
+        """Its memory."""
+        if self._buf is None:
+            raise ValueError("the shared memory is closed")
+        return self._buf
+
+    def resize(self, size: int | None = None) -> None:
+        """Give it another size, for all processes; None: take over here what another one has given it.
+
+        `buf` is a new view afterwards. Views made before stay valid; past the end an access is a BusError.
+        """
+        if self._mapping is None or self._buf is None:
+            raise ValueError("the shared memory is closed")
+        if size is not None and size <= 0:
+            raise ValueError("'size' must be a positive number different from zero")
+        self._mapping.resize(self._mapping.size() if size is None else size)
+        self._buf = memoryview(self._mapping)  # the old one lives on for who has it
+
+    def close(self) -> None:
+        """Unmap it here. Raises BufferError where a view of it is still out. May be called again."""
+        if self._buf is not None:
+            self._buf.release()
+            self._buf = None
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None
+
+    def unlink(self) -> None:
+        """Take its name away; it lives on for those who have it. Raises FileNotFoundError."""
+        self._session.unlink(self._name)
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except (BufferError, OSError, ValueError, AttributeError):
+            pass
+
+    def __reduce__(self) -> Any:
+        return _unpickle, (self._session, self._name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r}, size={self.size})"
+
+
+def _unpickle(session: Session, name: str) -> SharedMemory:
+    return SharedMemory(name, session=session)
