@@ -38,6 +38,9 @@ _REQUEST_IDS: Final = (1 << 32) - 1
 _CHANGES: Final = frozenset({messages.Open, messages.Close, messages.Mmap, messages.Munmap})
 """What changes which handles and VMAs a session has."""
 
+LATE_TIMEOUT_S: Final = 5.0
+"""How long an interrupted `borrow` waits for what is to be given back."""
+
 HOLD_TIMEOUT_S: Final = 5.0
 """How long a fork may hold requests back: should it never end, they go on."""
 
@@ -64,6 +67,7 @@ class _Lane:
     def __init__(self, coordinator: CoordinatorProcess, identity: bytes, closing: int, deadline: float | None) -> None:
         self._coordinator = coordinator
         self._next_id = 1
+        self._waiting = False
         try:
             path = control_path(coordinator.endpoint)
             self._dealer = Dealer(path, identity, (coordinator.pidfd, closing), deadline)
@@ -78,7 +82,9 @@ class _Lane:
         self._next_id = self._next_id % _REQUEST_IDS + 1
         try:
             self._dealer.send(messages.encode(kind(request_id, *fields)), deadline)
+            self._waiting = True
             answer = messages.decode(self._dealer.receive(deadline))
+            self._waiting = False
         except Interrupted as interrupted:
             raise self._reason(interrupted) from None
         except (ConnectionResetError, BrokenPipeError):
@@ -86,6 +92,13 @@ class _Lane:
         if not isinstance(answer, messages.Reply | messages.Error) or answer.request_id not in (request_id, 0):
             raise ProtocolError(f"the coordinator answered a request with {type(answer).__name__}")
         return answer
+
+    def late_answer(self, deadline: float) -> messages.ControlAnswer | None:
+        """After an exception in `exchange`: the answer, where that was still waiting for it and it comes."""
+        try:
+            return messages.decode(self._dealer.receive(deadline)) if self._waiting else None
+        except (Interrupted, OSError):
+            return None
 
     def _reason(self, interrupted: Interrupted) -> Exception:
         if interrupted.descriptor is None:
@@ -151,10 +164,29 @@ class Channel:
         self.check()
         while self.holdings:
             self._send_released()
-        answer = self._exchange(kind, fields, timeout_s)
-        if isinstance(answer, messages.Error):
-            raise _as_exception(answer, filename)
-        return answer.value
+        return _value(self._exchange(kind, fields, timeout_s), filename)
+
+    def borrow(self, kind: RequestType, *fields: object, filename: str) -> Any:
+        """`request` for a BeginRead or BeginWrite.
+
+        What is lent keeps others waiting, and is to be given back in time. So when an exception (KeyboardInterrupt)
+        ends the wait, it is waited for and given back before that goes on.
+        """
+        self.check()
+        lane = self._take(None)
+        try:
+            answer = lane.exchange(kind, fields, None)
+        except BaseException:
+            try:
+                late = lane.late_answer(time.monotonic() + LATE_TIMEOUT_S)
+                if isinstance(late, messages.Reply):
+                    lane.exchange(messages.EndIo, (late.value[0], 0), time.monotonic() + LATE_TIMEOUT_S)
+            finally:
+                with self._changed:
+                    self._drop(lane)
+            raise
+        self._give_back(lane)
+        return _value(answer, filename)
 
     def settle(self) -> None:
         """Tell the coordinator now what has been let go of. Where the session is over, there is nobody to tell."""
@@ -297,6 +329,12 @@ class Channel:
         lane.close()
         self._lanes.discard(lane)
         self._changed.notify_all()
+
+
+def _value(answer: messages.ControlAnswer, filename: str | None) -> Any:
+    if isinstance(answer, messages.Error):
+        raise _as_exception(answer, filename)
+    return answer.value
 
 
 def _as_exception(answer: messages.Error, filename: str | None) -> OSError:

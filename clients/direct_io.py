@@ -35,8 +35,8 @@ def write(handle: "Handle", data: memoryview, offset_bytes: int, append: bool) -
 
 def _store(handle: "Handle", data: memoryview, offset_bytes: int, append: bool) -> tuple[int, int]:
     """Store as much as one lease and the buffer's pages allow. Returns how much, and the offset after it."""
-    request, pager = handle.session.channel.request, handle.session.pager
-    io_id, offset_bytes, flat = request(
+    channel, pager = handle.session.channel, handle.session.pager
+    io_id, offset_bytes, _, flat = channel.borrow(
         messages.BeginWrite, handle.number, offset_bytes, int(append), len(data), filename=handle.name
     )
     done_bytes = 0
@@ -47,7 +47,7 @@ def _store(handle: "Handle", data: memoryview, offset_bytes: int, append: bool) 
             if copied_bytes < length_bytes:
                 break
     finally:
-        request(messages.EndIo, io_id, done_bytes, filename=handle.name)
+        channel.request(messages.EndIo, io_id, done_bytes, filename=handle.name)
     return done_bytes, offset_bytes + done_bytes
 
 
@@ -69,8 +69,8 @@ def readinto(handle: "Handle", buffer: memoryview, offset_bytes: int) -> int:
 
 def _load(handle: "Handle", buffer: memoryview, offset_bytes: int) -> tuple[int, bool]:
     """Load as much as one lease and the buffer's pages allow. Returns how much, and whether the file ends there."""
-    request, pager = handle.session.channel.request, handle.session.pager
-    io_id, flat = request(messages.BeginRead, handle.number, offset_bytes, len(buffer), filename=handle.name)
+    channel, pager = handle.session.channel, handle.session.pager
+    io_id, flat = channel.borrow(messages.BeginRead, handle.number, offset_bytes, len(buffer), filename=handle.name)
     done_bytes = 0
     try:
         for address, length_bytes in zip(flat[::2], flat[1::2], strict=True):
@@ -80,7 +80,7 @@ def _load(handle: "Handle", buffer: memoryview, offset_bytes: int) -> tuple[int,
             if copied_bytes < length_bytes:
                 break
     finally:
-        request(messages.EndIo, io_id, 0, filename=handle.name)
+        channel.request(messages.EndIo, io_id, 0, filename=handle.name)
     return done_bytes, not any(flat[1::2])
 
 

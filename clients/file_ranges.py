@@ -170,10 +170,15 @@ def read(handle: Handle, length_bytes: int, offset_bytes: int) -> bytes:
     if length_bytes <= IO_CHUNK_BYTES_MAX:
         return handle.read(offset_bytes, length_bytes) if length_bytes else b""
     length_bytes = min(length_bytes, max(0, handle.size_bytes() - offset_bytes))
-    buffer = bytearray(length_bytes)
-    with memoryview(buffer) as view:
+    if not length_bytes:
+        return b""
+    buffer = io.BytesIO()  # what gives bytes of what was filled in place, without copying it
+    buffer.seek(length_bytes - 1)
+    buffer.write(b"\0")
+    with buffer.getbuffer() as view:
         filled_bytes = direct_io.readinto(handle, view, offset_bytes)
-        return bytes(view[:filled_bytes])
+    buffer.truncate(filled_bytes)
+    return buffer.getvalue()
 
 
 def readinto(handle: Handle, view: memoryview, offset_bytes: int) -> int:

@@ -3,8 +3,8 @@
 `mmu.Window` is the memory: the address space, the buffer protocol, slices, faults. `MappingCursor` makes it like a
 file.
 This adds what makes it a mapping of a file: the VMA at the coordinator, which keeps the file alive, and the handle
-of the file, shared with the file object, which may be closed before the mapping is (as the kernel's VMA keeps its struct
-file).
+of the file, shared with the file object, which may be closed before the mapping is (as the kernel's VMA keeps its
+struct file).
 
 The end of one, in order: the window drops its translations and gives its address space back; only then may the
 coordinator forget the VMA (Munmap), since from then on it no longer tells this process to unmap anything of it. That
@@ -168,8 +168,8 @@ class Mapping(MappingCursor):
 
         It can be given to system calls and C libraries, which do not fault pages in. Holes get their blocks. A
         truncate, punch and the like of the file that would take the pages waits meanwhile, and fails with EBUSY after
-        the coordinator's ack timeout. Raises ValueError for a range that is not in the mapping, OSError EFAULT past the end
-        of the file, ENOSPC, and at the end BufferError where a view made of it is still out.
+        the coordinator's ack timeout. Raises ValueError for a range that is not in the mapping, OSError EFAULT past the
+        end of the file, ENOSPC, and at the end BufferError where a view made of it is still out.
         """
         page_size = self._open_handle().session.page_size
         length_bytes = len(self) - start if length is None else operator.index(length)

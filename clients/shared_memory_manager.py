@@ -47,7 +47,8 @@ class SharedMemoryManager(BaseManager):
 
         def make() -> shared_memory.SharedMemory:
             lists.append(shareable_list.ShareableList(sequence, endpoint=self._endpoint, ephemeral=True))
-            return cast(Any, lists[0].shm)  # the base class names the standard library's type
+            shm: shared_memory.SharedMemory = cast(Any, lists[0].shm)  # typed as the standard library's
+            return shm
 
         self._made(make)
         return lists[0]

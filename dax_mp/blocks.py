@@ -68,14 +68,27 @@ def lock_and_fill(fs: FileSystem, inode: Inode, pages: PageRange) -> Steps[list[
 def lock_holes(inode: Inode, pages: PageRange, locked: list[int]) -> Steps[None]:
     """Take the entry lock of every page of the range that has no block, or that a fault has locked; ascending.
 
-    Each is in `locked` once it is held.
+    Each is in `locked` once it is held. What has a block and is not locked stays so, and costs nothing here: a long
+    write to what is there takes no lock at all.
     """
-    for pgoff in range(*pages):
-        if inode.block_map.get(pgoff) is not None and not inode.entry_locks.held(pgoff):
-            continue  # and so it stays
-        if granted := inode.entry_locks.acquire(pgoff):
-            yield granted
-        locked.append(pgoff)
+    locks = inode.entry_locks
+    pgoff, end = pages
+    while pgoff < end:
+        hole = next(inode.block_map.gaps(pgoff, end), PageRange(end, end))
+        held = locks.first_held(pgoff, hole.end)
+        if held is None:
+            locks.take(hole)
+            locked += range(*hole)
+            pgoff = hole.end
+        elif hole.start < held:  # what comes before it, and then it is this page's turn
+            locks.take(PageRange(hole.start, held))
+            locked += range(hole.start, held)
+            pgoff = held
+        else:
+            if granted := locks.acquire(held):
+                yield granted  # and all may be different now
+            locked.append(held)
+            pgoff = held + 1
 
 
 def drop_hole_pages(fs: FileSystem, inode: Inode, holes: list[PageRange]) -> Steps[None]:

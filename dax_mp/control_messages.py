@@ -252,8 +252,8 @@ class BeginWrite(NamedTuple):
     """Lend the frames of this range to the process, which stores into them itself and then says EndIo.
 
     Until then no other read, write or change of size of the file goes on. With `append`, `offset_bytes` is ignored.
-    Reply: [io_id, offset_bytes, flat (offset in the region, length) in bytes]; they may add up to less than was asked
-    for. EBADF, ENOSPC, EFBIG.
+    Reply: [io_id, offset_bytes, whether EndIo will have something to do, flat (offset in the region, length) in bytes];
+    they may add up to less than was asked for. EBADF, ENOSPC, EFBIG.
     """
 
     request_id: int

@@ -76,7 +76,7 @@ def begin_write(fs: FileSystem, session: Session, request: messages.BeginWrite) 
     io_id, start_bytes, pieces = yield from direct_io.begin_write(
         fs, session, inode, offset_bytes, request.length_bytes
     )
-    return [io_id, start_bytes, list(chain.from_iterable(pieces))]
+    return [io_id, start_bytes, int(fs.leases[io_id].changes_file), list(chain.from_iterable(pieces))]
 
 
 def end_io(fs: FileSystem, session: Session, request: messages.EndIo) -> Steps[None]:

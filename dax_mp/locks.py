@@ -91,6 +91,14 @@ class EntryLocks:
     def held(self, pgoff: int) -> bool:
         return pgoff in self._held
 
+    def first_held(self, start: int, end: int) -> int | None:
+        """The first page of [start, end) that somebody holds."""
+        return min((pgoff for pgoff in self._held if start <= pgoff < end), default=None)
+
+    def take(self, pages: PageRange) -> None:
+        """Hold all of these. Precondition: nobody holds any of them."""
+        self._held.update(dict.fromkeys(range(*pages)))
+
     def unlocked_around(self, mine: PageRange, within: PageRange) -> PageRange:
         """The part of `within` around `mine` that has no locked page, other than those of `mine`."""
         start, end = within

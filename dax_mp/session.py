@@ -55,6 +55,11 @@ class Lease:
         self.locked = locked or []
         self.fresh = fresh or []
 
+    @property
+    def changes_file(self) -> bool:
+        """Does its end make more of the file than it was: blocks in holes, or size?"""
+        return self.write and (bool(self.locked) or self.end_bytes > self.inode.size_bytes)
+
 
 class Session:
     """One client process. token: TOKEN_BYTES long, its name everywhere. pid: as the kernel gives it."""

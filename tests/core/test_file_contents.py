@@ -76,7 +76,7 @@ def error_of(world: World, request: Any) -> int | None:
 
 def direct_write(world: World, offset: int, data: bytes, done: int, append: int = 0) -> int:
     """A long write as the library makes it, of which `done` bytes get done. Returns where it began."""
-    io_id, start, flat = world.call(1, BeginWrite(0, 1, offset, append, len(data)))
+    io_id, start, _, flat = world.call(1, BeginWrite(0, 1, offset, append, len(data)))
     position = 0
     for address, length in zip(flat[::2], flat[1::2], strict=True):
         stored = data[position : position + min(length, max(0, done - position))]
