@@ -59,6 +59,17 @@ class SessionProcesses:
         self.stop_requested = self.stop_requested or None in tokens
         return [token for token in tokens if token is not None]
 
+    def has_let_go(self, token: bytes) -> bool:
+        """Is the session's file locked no more? Its process may live: exec() ends a session without its death."""
+        try:
+            fd = os.open(session_path(self._endpoint, token), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return lock_owner(fd) is None
+        finally:
+            os.close(fd)
+
     def forget(self, token: bytes) -> None:
         """The session is over: stop watching, and unlink its file."""
         pidfd = self._pidfds.pop(token)

@@ -181,10 +181,15 @@ class Loop:
                     self._processes.forget(effect.token)
 
     def _send_pager(self, effect: SendPager) -> None:
-        """A pager that does not take its orders keeps others waiting, and may reach what it must not: it is evicted."""
-        if self._pager.send(effect.token, encode(effect.message)) or isinstance(effect.message, Evict):
+        """A pager that does not take its orders keeps others waiting, and may reach what it must not: it is evicted.
+
+        But where the process has called exec(), pager, mappings and lock are gone with the program that it was.
+        """
+        if self._pager.send(effect.token, encode(effect.message)) or not self._coordinator.has_session(effect.token):
             return
-        if self._coordinator.has_session(effect.token):
+        if self._processes.has_let_go(effect.token):
+            self._coordinator.session_gone(effect.token)
+        elif not isinstance(effect.message, Evict):
             self._coordinator.protocol_error(effect.token, ProtocolError("its pager is gone or does not read"))
 
     def _answer(self, peer: bytes, answer: ControlAnswer) -> None:

@@ -14,6 +14,7 @@ from coordinator_process import CoordinatorProcess, Serve, wait_until
 from dax_mp import messages
 from dax_mp.daemons.loop import Clock
 from raw_peer import RawPeer
+from script_process import Script
 
 ACK_TIMEOUT_S = 0.5
 
@@ -176,3 +177,34 @@ def test_the_clock_counts_no_more_than_a_step_a_turn() -> None:
     time.sleep(0.01)
     assert clock.advance() == 0.001
     assert 0.001 <= clock.advance() <= 0.002
+
+
+# --- a session without its program ------------------------------------------------------------------------------------
+
+
+EXEC = """
+import os, sys, dax_mp
+session = dax_mp.connect(sys.argv[1])
+mapping = session.open("file", "r+").mmap()
+mapping[0] = 1
+print("mapped", flush=True)
+input()
+os.execv("/bin/cat", ["cat"])  # reads what we write, until the test ends it
+"""
+
+
+def test_a_process_that_becomes_another_program_has_left(
+    coordinator: CoordinatorProcess, other: RawPeer, script: Script
+) -> None:
+    """Its pid lives, but its mappings are gone: what it had is free at once."""
+    handle = other.request(messages.Open(1, "file", int(messages.OpenFlag.CREATE)))[0]
+    other.request(messages.Truncate(1, handle, 1 << 16))
+    process = script(EXEC, coordinator.endpoint)
+    assert process.line() == "mapped"
+    process.go_on()
+    process.go_on("now cat")
+    assert process.line() == "now cat"
+    assert other.request(messages.Truncate(1, handle, 0)) is None
+    wait_until(lambda: status_of(other)["sessions"] == 1)
+    status = status_of(other)
+    assert status["pages_free"] == status["pages"]

@@ -23,7 +23,7 @@ def test_python_example(number: int, tmp_path: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(PYTHON_EXAMPLES) == 3
+    assert len(PYTHON_EXAMPLES) >= 4
     assert len(PYTHON_EXAMPLES[0].splitlines()) <= 12
 
 
