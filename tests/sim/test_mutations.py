@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dax_mp import fault, read_write, requests, truncate
+from dax_mp import fallocate, fault, read_write, requests, truncate
 from dax_mp.address_space import Vma, pack_pte
 from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.device import Device, HolePolicyName
@@ -15,6 +15,7 @@ from dax_mp.inode import Inode
 from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.locks import EntryLocks, SharedLock
 from dax_mp.messages import Access, Fallocate, Fault, Open, Target, Truncate
+from dax_mp.pins import lock_unpinned
 from dax_mp.ranges import Extent, PageRange
 from dax_mp.transaction import Completion, Steps
 from dax_mp.unmap import Unmapper
@@ -92,7 +93,9 @@ def test_nothing_is_found_where_nothing_is_broken(policy: HolePolicyName) -> Non
 @pytest.mark.parametrize("how", ["store", "write"])
 def test_answer_before_the_acknowledgements(monkeypatch: Break, policy: HolePolicyName, how: str) -> None:
 
-    def do_not_wait(self: Unmapper, inode: Inode, page_ranges: list[PageRange]) -> Steps[set[bytes]]:
+    def do_not_wait(
+        self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
+    ) -> Steps[set[bytes]]:
         for _ in UNMAP(self, inode, page_ranges):
             break
         return set()
@@ -199,10 +202,12 @@ def test_b18_truncate_in_a_wrong_order(monkeypatch: Break, steps: tuple[str, ...
 def test_b19_punch_frees_before_it_unmaps(monkeypatch: Break) -> None:
     def free_first(fs: FileSystem, inode: Inode, start_bytes: int, end_bytes: int) -> Steps[None]:
         whole = inode.pages_of(start_bytes, end_bytes)
+        yield from lock_unpinned(fs, inode, whole)
         fs.cut(inode, whole, set())
         yield from fs.unmapper.unmap_mapping_range(inode, [whole])
+        inode.invalidate_lock.release_exclusive()
 
-    monkeypatch.setattr(truncate, "_punch", free_first)
+    monkeypatch.setattr(fallocate, "_punch", free_first)
     expect_bug(mapper_and_cutter("punch"), "I1")
 
 
@@ -320,8 +325,10 @@ def test_no_quarantine(monkeypatch: Break) -> None:
 
 def test_an_evicted_process_is_forgotten_before_it_has_dropped_everything(monkeypatch: Break) -> None:
 
-    def nobody_holds_anything(self: Unmapper, inode: Inode, page_ranges: list[PageRange]) -> Steps[set[bytes]]:
-        yield from UNMAP(self, inode, page_ranges)
+    def nobody_holds_anything(
+        self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
+    ) -> Steps[set[bytes]]:
+        yield from UNMAP(self, inode, page_ranges, even_cows)
         return set()
 
     monkeypatch.setattr(Unmapper, "unmap_mapping_range", nobody_holds_anything)

@@ -98,7 +98,9 @@ class TestItFindsTheBug:
     """... when the core has one."""
 
     def test_that_nobody_waits_for_acknowledgements(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def do_not_wait(self: Unmapper, inode: Inode, page_ranges: list[PageRange]) -> Steps[set[bytes]]:
+        def do_not_wait(
+            self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
+        ) -> Steps[set[bytes]]:
             for _ in UNMAP(self, inode, page_ranges):
                 break
             return set()
@@ -108,8 +110,10 @@ class TestItFindsTheBug:
         expect_bug()
 
     def test_that_the_evicted_hold_nothing_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def nobody_holds_anything(self: Unmapper, inode: Inode, page_ranges: list[PageRange]) -> Steps[set[bytes]]:
-            yield from UNMAP(self, inode, page_ranges)
+        def nobody_holds_anything(
+            self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
+        ) -> Steps[set[bytes]]:
+            yield from UNMAP(self, inode, page_ranges, even_cows)
             return set()
 
         monkeypatch.setattr(Unmapper, "unmap_mapping_range", nobody_holds_anything)
