@@ -127,7 +127,7 @@ class DaxFile(FileRanges):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         """Fill the buffer; returns the number of bytes, fewer than its length only at the end of the file."""
         handle = self._open_for_reading()
-        with self._lock, file_ranges.writable_byte_view(buffer) as view:
+        with self._lock, _view_to_fill(buffer) as view:
             filled_bytes = file_ranges.readinto(handle, view, self._position_bytes)
             self._position_bytes += filled_bytes
             return filled_bytes
@@ -283,6 +283,16 @@ class DaxFile(FileRanges):
         data = file_ranges.read(handle, length_bytes, self._position_bytes)
         self._position_bytes += len(data)
         return data
+
+
+def _view_to_fill(buffer: "WriteableBuffer") -> memoryview:
+    """The buffer's memory; what cannot be filled is a TypeError, as for io.FileIO."""
+    try:
+        return file_ranges.writable_byte_view(buffer)
+    except BufferError:
+        kind = type(buffer).__name__
+        text = f"readinto() argument must be a contiguous read-write bytes-like object, not {kind}"
+        raise TypeError(text) from None
 
 
 def _reopen(session: "Session", name: str, ino: int, kind: str, updating: bool, position_bytes: int) -> DaxFile:

@@ -250,12 +250,8 @@ def byte_view(buffer: "ReadableBuffer") -> memoryview:
 
 
 def writable_byte_view(buffer: "WriteableBuffer") -> memoryview:
-    """The same for a buffer that is to be filled; any other is a TypeError, as for io.FileIO.readinto."""
-    try:
-        view = byte_view(buffer)
-        if not view.readonly:
-            return view
-    except BufferError:
-        pass
-    kind = type(buffer).__name__
-    raise TypeError(f"readinto() argument must be a contiguous read-write bytes-like object, not {kind}")
+    """The same for a buffer that is to be filled. Raises TypeError, BufferError."""
+    view = byte_view(buffer)
+    if view.readonly:
+        raise BufferError("Object is not writable.")
+    return view

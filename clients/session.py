@@ -86,19 +86,17 @@ class Session:
     def _attach(self, undo: ExitStack) -> None:
         self._coordinator = attach.find_coordinator(self.endpoint)
         undo.callback(os.close, self._coordinator.pidfd)
-        self._token, self._lock_fd = self._lock_file(undo)
+        self._token = _new_token()
+        self._lock_file(undo)
         self.channel = Channel(self._coordinator, self._token)
         """For the library's own modules."""
         undo.callback(self.channel.close, CLOSE_TIMEOUT_S)
         self._hello(undo, CONNECT_TIMEOUT_S)
         self._start_pager(undo, CONNECT_TIMEOUT_S)
 
-    def _lock_file(self, undo: ExitStack) -> tuple[bytes, int]:
-        """A new token, and the descriptor of its file."""
-        token = _new_token()
-        lock_fd = attach.lock_session(self.endpoint, token)
-        undo.callback(attach.unlock_session, self.endpoint, token, lock_fd)
-        return token, lock_fd
+    def _lock_file(self, undo: ExitStack) -> None:
+        self._lock_fd = attach.lock_session(self.endpoint, self._token)
+        undo.callback(attach.unlock_session, self.endpoint, self._token, self._lock_fd)
 
     def _hello(self, undo: ExitStack, timeout_s: float) -> None:
         self._welcome = self.channel.hello(timeout_s)
@@ -290,19 +288,19 @@ class Session:
         os.close(self._lock_fd)
         for file in self.channel.holdings.files():
             file.inherit()
+        parent_token, self._token = self._token, _new_token()
         try:
+            self.channel.inherit(self._token)
             if deadline_s is None:
                 raise os_error(errno.ESTALE)
             with ExitStack() as undo:
-                self._adopt(undo, deadline_s)
+                self._adopt(undo, parent_token, deadline_s)
                 self._undo = undo.pop_all()
         except OSError:
             self.channel.set_stale()
 
-    def _adopt(self, undo: ExitStack, deadline_s: float) -> None:
-        parent_token = self._token
-        self._token, self._lock_fd = self._lock_file(undo)
-        self.channel.inherit(self._token)
+    def _adopt(self, undo: ExitStack, parent_token: bytes, deadline_s: float) -> None:
+        self._lock_file(undo)
         undo.callback(self.channel.close, CLOSE_TIMEOUT_S)
         self._hello(undo, _rest_s(deadline_s))
         flat = self.channel.request(messages.Adopt, parent_token, timeout_s=_rest_s(deadline_s))

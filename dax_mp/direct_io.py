@@ -156,7 +156,7 @@ def abort_all(fs: FileSystem, session: Session) -> None:
     """The session is over: take everything back that it was lent. If it lives, it may still store there."""
     for io_id, lease in list(session.leases.items()):
         _take_back(fs, io_id)
-        if session.may_hold_translations and lease.write:
+        if session.may_hold_translations:
             lease.inode.lent.append(Lent(session, lease.inode.pages_of(lease.start_bytes, lease.end_bytes)))
         abort(fs, lease)
         fs.put(lease.inode)

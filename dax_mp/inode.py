@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Lent(NamedTuple):
-    """Pages whose blocks an evicted session was lent to store into, and may still (`direct_io.py`)."""
+    """Pages whose blocks were lent to a session that is evicted, and may be in the middle of a copy (`direct_io.py`)."""
 
     session: "Session"
     pages: PageRange
@@ -70,7 +70,7 @@ class Inode:
         self.entry_locks = EntryLocks(scheduler)
 
     def lent_to(self, pages: PageRange) -> set[bytes]:
-        """The tokens of evicted sessions that may still store into blocks of these pages."""
+        """The tokens of evicted sessions that may still copy from or to blocks of these pages."""
         if self.lent:
             self.lent = [lent for lent in self.lent if lent.session.may_hold_translations]
         return {lent.session.token for lent in self.lent if lent.pages.overlaps(pages)}

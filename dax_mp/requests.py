@@ -39,7 +39,11 @@ def open_file(fs: FileSystem, session: Session, request: messages.Open) -> Steps
         raise os_error(errno.EEXIST, filename=request.name)
     fs.get(inode)
     if OpenFlag.TRUNCATE in flags:
-        yield from truncate.truncate(fs, inode, 0)
+        try:
+            yield from truncate.truncate(fs, inode, 0)
+        except OSError:  # EBUSY: pages of it are pinned
+            fs.put(inode)
+            raise
     if session.ended:  # while the truncate waited; a handle of it would never be closed
         fs.put(inode)
         raise os_error(errno.ESTALE)

@@ -4,7 +4,6 @@ import errno
 import functools
 import io
 import os
-import pickle
 import random
 import struct
 import threading
@@ -407,8 +406,3 @@ def test_threads_share_a_file(session: dax_mp.Session) -> None:
         data = file.read()
     pieces = [data[index : index + 10] for index in range(0, len(data), 10)]
     assert sorted(pieces) == sorted(letter * 10 for letter in (b"a", b"b", b"c", b"d") for _ in range(50))
-
-
-def test_a_file_is_not_pickled(session: dax_mp.Session) -> None:
-    with session.open("file", "w") as file, pytest.raises(TypeError, match="by its name"):
-        pickle.dumps(file)

@@ -1,0 +1,381 @@
+"""What holds off those who would take a page away: pins, and blocks that are lent. VMAs that change. Forks."""
+
+import errno
+from typing import Any
+
+import pytest
+
+from dax_mp.control_messages import PUNCH_HOLE
+from dax_mp.messages import (
+    Access,
+    Adopt,
+    BeginRead,
+    BeginWrite,
+    Bye,
+    EndIo,
+    Fallocate,
+    FallocateMode,
+    Fault,
+    FaultError,
+    Fstat,
+    Getxattr,
+    Listxattr,
+    Map,
+    Mmap,
+    Mremap,
+    Munmap,
+    MunmapRange,
+    Open,
+    OpenFlag,
+    Pin,
+    Read,
+    Removexattr,
+    Rename,
+    Reply,
+    Setxattr,
+    Truncate,
+    Unlink,
+    Unmap,
+    Unpin,
+    Write,
+)
+from dax_mp.session import SessionState
+from simulation.client import PAGE_SIZE, Call, Ended, Failed, Load, Store
+from simulation.world import ACK_TIMEOUT_S, FATES, Event, World
+
+P = PAGE_SIZE
+READ = int(Access.READ)
+
+
+@pytest.fixture
+def world() -> World:
+    """Two clients that have four pages of a file mapped, as VMAs 1 and 2; the first page and the last have blocks."""
+    world = World(pmem_pages=16)
+    for _ in range(2):
+        client = world.add_client(threads=2)
+        assert world.open(client, "file") == 1
+        world.map(client, 1, 4)
+    world.call(0, Truncate(0, 1, 4 * P))
+    for page in (0, 3):
+        assert world.access(0, Store(1, page, page + 1)) is None
+    return world
+
+
+def run(world: World, client: int | None = None, request: Any = None) -> list[Ended]:
+    """Send the request, if any, and let everything happen that can. Returns what has ended."""
+    if client is not None:
+        world.clients[client].threads[1].operations.append(Call(request))
+    ended: list[Ended] = []
+    while (events := world.events()) and events[0].kind not in FATES:
+        ended += world.step(events[0])
+    return ended
+
+
+def tick(world: World, now_s: float) -> list[Ended]:
+    world.coordinator.tick(now_s)
+    world._carry_out()
+    return run(world)
+
+
+def error_of(world: World, client: int, request: Any) -> int | None:
+    with pytest.raises(OSError) as caught:
+        world.call(client, request)
+    return caught.value.errno
+
+
+def blocks(world: World) -> int:
+    return int(world.call(1, Fstat(0, 1))["blocks"])
+
+
+# --- pins ------------------------------------------------------------------------------------------------------------
+
+TAKES_AWAY = {
+    "truncate": Truncate(0, 1, P),
+    "open": Open(0, "file", int(OpenFlag.TRUNCATE)),
+    "punch": Fallocate(0, 1, PUNCH_HOLE, 0, 4 * P),
+    "zero": Fallocate(0, 1, int(FallocateMode.ZERO_RANGE), 0, 4 * P),
+    "collapse": Fallocate(0, 1, int(FallocateMode.COLLAPSE_RANGE), 0, P),
+    "insert": Fallocate(0, 1, int(FallocateMode.INSERT_RANGE), P, P),
+}
+
+
+def test_a_pin_gives_holes_blocks(world: World) -> None:
+    assert world.access(1, Load(2, 1)) == 0
+    world.call(0, Pin(0, 1, 0, 4))
+    assert blocks(world) == 4
+    assert world.access(1, Store(2, 1, 5)) is None
+    assert world.access(0, Load(1, 1)) == 5
+    world.check()
+
+
+@pytest.mark.parametrize("how", TAKES_AWAY)
+def test_what_takes_pinned_pages_waits_for_the_pin(world: World, how: str) -> None:
+    pin_id = world.call(0, Pin(0, 1, 1, 3))
+    assert run(world, 1, TAKES_AWAY[how]) == []
+    assert world.coordinator.next_deadline_s() == ACK_TIMEOUT_S
+    assert world.access(0, Store(1, 2, 9)) is None, "faults go on"
+    world.call(0, Unpin(0, pin_id))
+    (end,) = [end for end in world_ends(world) if end.operation == Call(TAKES_AWAY[how])]
+    assert not isinstance(end.outcome, Failed)
+    world.check()
+
+
+def world_ends(world: World) -> list[Ended]:
+    return [Ended(moment.thread, moment.operation, moment.outcome) for moment in world.history if moment.ends] + run(
+        world
+    )
+
+
+@pytest.mark.parametrize("how", TAKES_AWAY)
+def test_a_pin_that_stays_is_busy(world: World, how: str) -> None:
+    world.call(0, Pin(0, 1, 1, 3))
+    content = world.call(0, Read(0, 1, 0, 8 * P))
+    assert run(world, 1, TAKES_AWAY[how]) == []
+    (end,) = tick(world, ACK_TIMEOUT_S)
+    assert end.outcome == Failed(errno.EBUSY)
+    assert world.call(0, Read(0, 1, 0, 8 * P)) == content
+    assert world.coordinator.sessions[world.clients[0].token].state is SessionState.SERVING
+    world.check()
+
+
+def test_what_leaves_the_pinned_pages_alone_does_not_wait(world: World) -> None:
+    world.call(0, Pin(0, 1, 1, 1))
+    world.call(1, Fallocate(0, 1, PUNCH_HOLE, 2 * P, 2 * P))
+    world.call(1, Truncate(0, 1, 2 * P))
+    world.call(1, Write(0, 1, 0, 0, b"x" * 2 * P))
+
+
+@pytest.mark.parametrize("end", [Munmap(0, 1), Bye(0)])
+def test_a_pin_goes_with_its_mapping_and_its_session(world: World, end: Any) -> None:
+    world.call(0, Pin(0, 1, 0, 4))
+    run(world, 1, TAKES_AWAY["truncate"])
+    run(world, 0, end)
+    assert world.call(1, Fstat(0, 1))["size_bytes"] == P
+
+
+def test_a_killed_process_has_no_pin(world: World) -> None:
+    world.call(0, Pin(0, 1, 0, 4))
+    run(world, 1, TAKES_AWAY["truncate"])
+    world.kill(0)
+    run(world)
+    assert world.call(1, Fstat(0, 1))["size_bytes"] == P
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (Pin(0, 1, 0, 0), errno.EINVAL),
+        (Pin(0, 1, 3, 2), errno.EINVAL),
+        (Pin(0, 9, 0, 1), errno.EINVAL),
+        (Unpin(0, 9), errno.EINVAL),
+        (EndIo(0, 9, 0), errno.EINVAL),
+        (Mremap(0, 9, 1), errno.EINVAL),
+        (Mremap(0, 1, 0), errno.EINVAL),
+        (MunmapRange(0, 1, 3, 2), errno.EINVAL),
+        (MunmapRange(0, 1, 0, 0), errno.EINVAL),
+        (Mmap(0, 1, 0, 1, 3, 1), errno.EINVAL),
+        (Adopt(0, b"x" * 16), errno.ENOENT),
+        (BeginWrite(0, 9, 0, 0, 1), errno.EBADF),
+        (BeginRead(0, 9, 0, 1), errno.EBADF),
+        (Getxattr(0, 1, "none"), errno.ENODATA),
+        (Removexattr(0, 1, "none"), errno.ENODATA),
+        (Rename(0, "file", "other", 1), errno.EEXIST),
+    ],
+)
+def test_what_is_refused(world: World, request_: Any, code: int) -> None:
+    world.open(1, "other")
+    assert error_of(world, 0, request_) == code
+    world.check()
+
+
+def test_no_pin_past_the_end(world: World) -> None:
+    world.call(1, Truncate(0, 1, 2 * P))
+    assert error_of(world, 0, Pin(0, 1, 1, 2)) == errno.EFAULT
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_keeps_others_waiting_until_its_end(world: World) -> None:
+    io_id, _, _, _ = world.call(0, BeginWrite(0, 1, 0, 0, 4 * P))
+    assert run(world, 1, Read(0, 1, 0, P)) == []
+    world.call(0, EndIo(0, io_id, 0))
+    assert any(end.operation == Call(Read(0, 1, 0, P)) for end in world_ends(world))
+
+
+def test_nothing_of_a_write_is_left_where_its_process_dies(world: World) -> None:
+    _, _, changes, flat = world.call(0, BeginWrite(0, 1, P, 0, 5 * P))
+    assert changes
+    for address, length in zip(flat[::2], flat[1::2], strict=True):
+        world.pmem.write(address, b"x" * min(length, 8))
+    world.kill(0)
+    run(world)
+    assert (blocks(world), world.call(1, Fstat(0, 1))["size_bytes"]) == (2, 4 * P)
+    assert world.call(1, Read(0, 1, P, 2 * P)) == bytes(2 * P)
+    world.check()
+
+
+def test_who_keeps_what_is_lent_is_evicted_and_its_blocks_in_quarantine(world: World) -> None:
+    world.call(0, BeginWrite(0, 1, 0, 0, 6 * P))
+    world.stopped.add(0)
+    assert run(world, 1, Truncate(0, 1, 0)) == []
+    assert world.coordinator.next_deadline_s() == ACK_TIMEOUT_S
+    tick(world, ACK_TIMEOUT_S)
+    frames = world.coordinator.fs.device.frames
+    assert (frames.quarantined_pages, blocks(world)) == (6, 0), "it may still store to all of them"
+    world.stopped.clear()
+    run(world)
+    assert frames.quarantined_pages == 0
+    assert world.clients[0].evict_errno == errno.ESTALE
+    world.check()
+
+
+def test_an_evicted_writer_keeps_its_blocks_from_moving(world: World) -> None:
+    """What it may still store to does not become another page of the file."""
+    world.call(0, BeginWrite(0, 1, 3 * P, 0, P))
+    world.stopped.add(0)
+    tick(world, ACK_TIMEOUT_S)
+    before = world.call(1, Read(0, 1, 3 * P, P))
+    world.call(1, Fallocate(0, 1, int(FallocateMode.COLLAPSE_RANGE), 0, P))
+    assert world.call(1, Read(0, 1, 2 * P, P)) == before
+    assert world.coordinator.fs.device.frames.quarantined_pages >= 1
+    world.check()
+
+
+# --- private VMAs ----------------------------------------------------------------------------------------------------
+
+
+def order_to(world: World, client: int, kind: type[Any]) -> Any:
+    (order,) = [order for order in world.clients[client].pager_orders if isinstance(order, kind)]
+    return order
+
+
+def test_a_truncate_reaches_copies_and_nothing_else_does(world: World) -> None:
+    vma_id = world.call(0, Mmap(0, 1, 0, 4, READ, 1))
+    world.stopped.add(0)
+    for request in (Fallocate(0, 1, PUNCH_HOLE, 3 * P, P), Write(0, 1, 2 * P, 0, b"x")):
+        world.stopped.discard(0)
+        world.call(1, request)
+        world.stopped.add(0)
+    run(world, 1, Truncate(0, 1, P))
+    unmap = order_to(world, 0, Unmap)
+    assert unmap.even_cows == 1
+    assert [vma_id, 1, 3] == unmap.ranges[-3:] or [vma_id, 1, 3] == unmap.ranges[:3]
+
+
+def test_a_store_in_a_private_vma_is_none_here(world: World) -> None:
+    vma_id = world.call(0, Mmap(0, 1, 0, 4, READ, 1))
+    world.coordinator.receive_pager(world.clients[0].token, Fault(1, vma_id, 0, 1))
+    assert world.coordinator.sessions[world.clients[0].token].evicted
+
+
+# --- VMAs that change ------------------------------------------------------------------------------------------------
+
+
+def test_a_vma_grows(world: World) -> None:
+    world.call(0, Truncate(0, 1, 8 * P))
+    world.coordinator.receive_pager(world.clients[0].token, Fault(7, 1, 6, 1))
+    world.call(0, Mremap(0, 1, 8))
+    world.coordinator.receive_pager(world.clients[0].token, Fault(8, 1, 6, 1))
+    orders = [effect.message for effect in world.coordinator.take_effects()]  # type: ignore[union-attr]
+    assert [type(order) for order in orders] == [Map]
+    assert orders[0].segments[:2] == [6, 1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("change", [Mremap(0, 1, 2), MunmapRange(0, 1, 2, 2)])
+def test_pages_that_a_vma_loses_are_dropped_before_the_answer(world: World, change: Any) -> None:
+    assert world.access(0, Load(1, 3)) == 4
+    world.stopped.add(0)
+    world.clients[0].requests.append(change._replace(request_id=99))
+    run(world)
+    assert order_to(world, 0, Unmap).ranges == [1, 2, 2]
+    assert not world.clients[0].answers
+    world.step(Event("order", 0))
+    world.step(Event("fault", 0))
+    assert world.clients[0].answers.pop() == Reply(99, None)
+    world.stopped.clear()
+    assert 3 not in world.clients[0].windows[1].translations
+    world.coordinator.receive_pager(world.clients[0].token, Fault(9, 1, 3, 0))
+    (effect,) = world.coordinator.take_effects()
+    assert effect.message == FaultError(9, 1, 3, 1, errno.EFAULT)  # type: ignore[union-attr]
+    assert world.access(0, Load(1, 0)) == 1
+    world.check()
+
+
+def test_a_map_leaves_removed_pages_out(world: World) -> None:
+    world.call(0, Write(0, 1, 0, 0, b"x" * 4 * P))
+    world.call(1, MunmapRange(0, 2, 1, 1))
+    for page in (0, 2):
+        world.access(1, Load(2, page))
+    assert sorted(world.clients[1].windows[2].translations) == [0, 2, 3]
+    world.check()
+
+
+def test_pinned_pages_stay_in_their_vma(world: World) -> None:
+    world.call(0, Pin(0, 1, 2, 2))
+    assert error_of(world, 0, MunmapRange(0, 1, 3, 1)) == errno.EBUSY
+    assert error_of(world, 0, Mremap(0, 1, 2)) == errno.EBUSY
+
+
+# --- fork ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_has_the_parents_handles_and_vmas(world: World) -> None:
+    private = world.call(0, Mmap(0, 1, 1, 2, READ, 1))
+    world.call(0, MunmapRange(0, 1, 3, 1))
+    world.call(0, Pin(0, 1, 0, 1))
+    world.call(0, Unlink(0, "file"))
+    child = world.add_client()
+    copies = world.call(child, Adopt(0, world.clients[0].token))
+    mine = dict(zip(copies[::2], copies[1::2], strict=True))
+    assert set(mine) == {1, private}
+    parent, session = (world.coordinator.sessions[world.clients[number].token] for number in (0, child))
+    assert session.handles == parent.handles
+    assert session.next_handle == parent.next_handle
+    assert not session.pins
+    for vma_id, copy in mine.items():
+        before, after = parent.vmas[vma_id], session.vmas[copy]
+        assert (after.pgoff, after.length_pages, after.access, after.private) == (
+            (before.pgoff, before.length_pages, before.access, before.private)
+        )
+        assert len(after.page_table) == 0
+        assert list(after.removed or ()) == list(before.removed or ())
+    assert error_of(world, child, Adopt(0, world.clients[0].token)) == errno.EINVAL
+    world.kill(0)
+    run(world)
+    assert world.call(child, Read(0, 1, 0, 1)) == b"\1"
+    world.check()
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_attributes_are_the_files(world: World) -> None:
+    world.call(0, Setxattr(0, 1, "b", b"2"))
+    world.call(0, Setxattr(0, 1, "a", b"1"))
+    assert world.call(1, Listxattr(0, 1)) == ["a", "b"]
+    world.call(1, Setxattr(0, 1, "a", b"3"))
+    assert world.call(0, Getxattr(0, 1, "a")) == b"3"
+    world.call(0, Removexattr(0, 1, "a"))
+    assert world.call(1, Listxattr(0, 1)) == ["b"]
+
+
+def test_attributes_have_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dax_mp.file_requests.XATTRS_PER_FILE_MAX", 1)
+    world.call(0, Setxattr(0, 1, "a", b"1"))
+    assert error_of(world, 0, Setxattr(0, 1, "b", b"1")) == errno.ENOSPC
+    world.call(0, Setxattr(0, 1, "a", b"2"))
+
+
+def test_an_ephemeral_file_goes_with_its_last_user(world: World) -> None:
+    handle = world.open(0, "passing", int(OpenFlag.CREATE | OpenFlag.EPHEMERAL))
+    world.call(0, Write(0, handle, 0, 0, b"x"))
+    world.call(0, Rename(0, "passing", "renamed", 0))
+    other = world.open(1, "renamed", 0)
+    world.kill(0)
+    run(world)
+    assert world.call(1, Read(0, other, 0, 9)) == b"x"
+    assert "renamed" in world.coordinator.fs.names
+    world.kill(1)
+    run(world)
+    assert list(world.coordinator.fs.names) == ["file"]
