@@ -62,7 +62,9 @@ class SessionProcesses:
     def has_let_go(self, token: bytes) -> bool:
         """Is the session's file locked no more? Its process may live: exec() ends a session without its death."""
         try:
-            fd = os.open(session_path(self._endpoint, token), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(
+                session_path(self._endpoint, token), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
         except OSError:
             return False
         try:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Lent(NamedTuple):
-    """Pages whose blocks were lent to a session that is evicted, and may be in the middle of a copy (`direct_io.py`)."""
+    """Pages whose blocks were lent to a session that is evicted, and may be in a copy (`direct_io.py`)."""
 
     session: "Session"
     pages: PageRange

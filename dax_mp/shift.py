@@ -36,6 +36,10 @@ def collapse_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes
         fs.cut(inode, PageRange(first, first + count), holders)
         _move(inode, first + count, -count)
         inode.size_bytes -= length_bytes
+        # The file has become shorter: private copies past its end go, as with any truncate. Nothing else is there.
+        yield from fs.unmapper.unmap_mapping_range(
+            inode, [PageRange(inode.size_pages, OFFSET_BYTES_MAX)], even_cows=True
+        )
     finally:
         inode.invalidate_lock.release_exclusive()
 

@@ -89,7 +89,7 @@ def blocks(world: World) -> int:
 
 # --- pins ------------------------------------------------------------------------------------------------------------
 
-TAKES_AWAY = {
+TAKES_AWAY: dict[str, Any] = {
     "truncate": Truncate(0, 1, P),
     "open": Open(0, "file", int(OpenFlag.TRUNCATE)),
     "punch": Fallocate(0, 1, PUNCH_HOLE, 0, 4 * P),
