@@ -1,4 +1,5 @@
-"""The messages of the control sockets: what a client's library asks for, and the answers.
+"""The messages of the control sockets: what a client's library asks for, and the answers. Those about VMAs are in
+`vma_messages.py`.
 
 A control socket's ZeroMQ identity is the session's token and one or more bytes of its own. Each request carries an id
 that its Reply or Error repeats.
@@ -9,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from dax_mp import schema
 from dax_mp.limits import IO_CHUNK_BYTES_MAX, IO_LEASE_BYTES_MAX, OFFSET_BYTES_MAX, XATTR_BYTES_MAX
+from dax_mp.vma_messages import VmaRequest
 
 
 class OpenFlag(IntFlag):
@@ -186,29 +188,6 @@ class Extents(NamedTuple):
     after_pgoff: int
 
 
-@schema.register(47, schema.U32, schema.UINT, schema.UINT, schema.UINT, 3, 1)
-class Mmap(NamedTuple):
-    """access: Access. private: stores are copy-on-write in the process (MAP_PRIVATE), and `access` is READ.
-
-    Reply: the VMA's id. EBADF, EINVAL, ENOMEM (too many VMAs).
-    """
-
-    request_id: int
-    handle: int
-    pgoff: int
-    length_pages: int
-    access: int
-    private: int
-
-
-@schema.register(48, schema.U32, schema.UINT)
-class Munmap(NamedTuple):
-    """The process has dropped every translation of the VMA and ignores any that is on its way. Reply: None. EINVAL."""
-
-    request_id: int
-    vma_id: int
-
-
 @schema.register(49, schema.U32, schema.UINT)
 class Fsync(NamedTuple):
     """Reply: None, when all that was stored is as durable as the region is. EBADF."""
@@ -289,57 +268,6 @@ class EndIo(NamedTuple):
     done_bytes: int
 
 
-@schema.register(56, schema.U32, schema.UINT, schema.UINT, schema.UINT)
-class Pin(NamedTuple):
-    """Give these pages of a VMA blocks and keep those where they are: truncate and the like wait, and then get EBUSY.
-
-    Reply: the pin's id. EINVAL, EFAULT (past the end of the file), ENOSPC.
-    """
-
-    request_id: int
-    vma_id: int
-    pgoff: int
-    length_pages: int
-
-
-@schema.register(57, schema.U32, schema.UINT)
-class Unpin(NamedTuple):
-    """Reply: None. EINVAL."""
-
-    request_id: int
-    pin_id: int
-
-
-@schema.register(58, schema.U32, schema.UINT, schema.UINT)
-class Mremap(NamedTuple):
-    """Give the VMA another length. Reply: None, when the process has dropped what lies past the new end. EINVAL."""
-
-    request_id: int
-    vma_id: int
-    length_pages: int
-
-
-@schema.register(59, schema.U32, schema.UINT, schema.UINT, schema.UINT)
-class MunmapRange(NamedTuple):
-    """Take pages out of a VMA. Reply: None, when the process has dropped them; faults there are EFAULT. EINVAL."""
-
-    request_id: int
-    vma_id: int
-    pgoff: int
-    length_pages: int
-
-
-@schema.register(60, schema.U32, schema.data(16))
-class Adopt(NamedTuple):
-    """This process is a fork's child: give it what the parent's session has, its handles under the same numbers.
-
-    Reply: flat (vma_id of the parent's, of its copy here). ENOENT (the parent's session is over), EINVAL.
-    """
-
-    request_id: int
-    parent_token: bytes
-
-
 @schema.register(61, schema.U32, schema.UINT, schema.name, schema.data(XATTR_BYTES_MAX))
 class Setxattr(NamedTuple):
     """Keep a value with the file. Reply: None. EBADF, ENOSPC (too many)."""
@@ -394,7 +322,7 @@ class Error(NamedTuple):
     text: str
 
 
-ControlRequest = (
+FileRequest = (
     Hello
     | Bye
     | Open
@@ -410,8 +338,6 @@ ControlRequest = (
     | Write
     | Seek
     | Extents
-    | Mmap
-    | Munmap
     | Fsync
     | Maps
     | Statfs
@@ -419,14 +345,10 @@ ControlRequest = (
     | BeginWrite
     | BeginRead
     | EndIo
-    | Pin
-    | Unpin
-    | Mremap
-    | MunmapRange
-    | Adopt
     | Setxattr
     | Getxattr
     | Listxattr
     | Removexattr
 )
+ControlRequest = FileRequest | VmaRequest
 ControlAnswer = Reply | Error

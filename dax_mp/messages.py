@@ -1,15 +1,14 @@
 """The wire: every message, its fields and their limits. What other modules import.
 
 Two sockets a client, each a DEALER to a ROUTER of the coordinator: the *pager* (`pager_messages.py`), and the *control*
-sockets (`control_messages.py`). `schema.py` has how messages become bytes, and `encode` and `decode` are the only way
-in and out of them.
+sockets (`control_messages.py`, `vma_messages.py`). `schema.py` has how messages become bytes, and `encode` and `decode`
+are the only way in and out of them.
 
 Hello, PagerHello, Error and their numbers do not change between protocol versions: that is how two versions can tell
 each other that they differ.
 """
 
 from dax_mp.control_messages import (
-    Adopt,
     BeginRead,
     BeginWrite,
     Bye,
@@ -29,13 +28,8 @@ from dax_mp.control_messages import (
     List,
     Listxattr,
     Maps,
-    Mmap,
-    Mremap,
-    Munmap,
-    MunmapRange,
     Open,
     OpenFlag,
-    Pin,
     Read,
     Removexattr,
     Rename,
@@ -47,7 +41,6 @@ from dax_mp.control_messages import (
     Statfs,
     Truncate,
     Unlink,
-    Unpin,
     Whence,
     Write,
 )
@@ -73,6 +66,7 @@ from dax_mp.schema import (
     decode,
     encode,
 )
+from dax_mp.vma_messages import Adopt, Mmap, Mremap, Munmap, MunmapRange, Pin, Unpin
 
 __all__ = [
     "CODES",

@@ -14,13 +14,16 @@ BUILD_TIMEOUT_S: Final = 600
 BUILD_SDIST: Final = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
 CORE: Final = """
-__init__ address_space coordinator device effects endpoint errors fault file_system frames hole_pages inode limits
-locks memory messages ranges read_write requests session sizes superblock transaction truncate unmap validate
+__init__ address_space blocks control_messages coordinator copy_range delays device direct_io effects endpoint errors
+fallocate fault file_requests file_system frames hole_pages inode limits locks memory messages pager_messages pins
+ranges read_write requests schema session shift sizes superblock timers transaction truncate unmap validate
+vma_messages
 """
 DAEMONS: Final = "__init__ liveness loop region runtime_directory serve signals sockets start sweep"
 CLIENTS: Final = """
-__init__ attach bus_error channel child cli cli_copy cli_show demo demo_actor demo_stage file handle holdings launch
-mapping page_table session signals status stress stress_cells stress_ledger stress_worker
+__init__ arrays attach bus_error channel child cli cli_copy cli_show demo demo_actor demo_stage direct_io file
+file_ranges fork handle holdings launch mapping mapping_cursor page_table session shareable_list shared_memory
+shared_memory_manager signals status stress stress_cells stress_ledger stress_worker zmtp
 """
 METADATA: Final = "METADATA RECORD WHEEL entry_points.txt top_level.txt"
 

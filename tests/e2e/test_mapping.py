@@ -122,12 +122,6 @@ def test_the_files_mode_limits_the_access(
         assert raised.value.filename == "file"
 
 
-def test_private_copies_are_refused(file: dax_mp.DaxFile) -> None:
-    with pytest.raises(OSError, match="ACCESS_COPY") as raised:
-        file.mmap(access=mmap.ACCESS_COPY)
-    assert raised.value.errno == errno.ENOTSUP
-
-
 def test_no_address_space(sparse: dax_mp.DaxFile) -> None:
     with pytest.raises(OSError) as raised:
         sparse.mmap(1 << 60, past_eof=True)

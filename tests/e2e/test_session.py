@@ -486,22 +486,6 @@ print(first.endpoint, second.endpoint, flush=True)
 # --- the package ------------------------------------------------------------------------------------------------------
 
 
-PUBLIC_NAMES: Final = {
-    *("connect", "launch", "Session", "Daemon", "DaxFile", "Mapping", "BusError", "errors", "__version__"),
-    *("ACCESS_READ", "ACCESS_WRITE", "SEEK_DATA", "SEEK_HOLE"),
-    *("DeviceStat", "Extent", "FileStat", "MappedRange", "Mapper", "PageTableEntry", "VmaMaps"),
-}
-
-
-def test_public_names() -> None:
-    assert set(dax_mp.__all__) == PUBLIC_NAMES
-    for name in dax_mp.__all__:
-        assert getattr(dax_mp, name) is not None
-        assert name in dir(dax_mp)
-    with pytest.raises(AttributeError):
-        dax_mp.nothing_of_that_name  # type: ignore[attr-defined]  # noqa: B018
-
-
 def run_python(*arguments: str) -> str:
     result = subprocess.run(
         [sys.executable, "-P", *arguments],

@@ -8,7 +8,7 @@ import re
 import secrets
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
@@ -56,19 +56,25 @@ class Exerciser:
         self._session.close()
 
     def _send(self, process: int, *command: Any) -> None:
-        self._connections[process].send(command)
+        try:
+            self._connections[process].send(command)
+        except BrokenPipeError:
+            raise self._ended(process) from None
 
     def _answer(self, process: int) -> Any:
         if not self._connections[process].poll(TIMEOUT_S):
             raise Difference(f"process {process} does not answer")
         try:
             done, result = self._connections[process].recv()
-        except EOFError:
-            self._processes[process].join(TIMEOUT_S)
-            raise Difference(f"process {process} ended with {self._processes[process].exitcode}") from None
+        except (EOFError, ConnectionResetError):
+            raise self._ended(process) from None
         if not done:
             raise Difference(f"process {process}: {result}")
         return result
+
+    def _ended(self, process: int) -> Difference:
+        self._processes[process].join(TIMEOUT_S)
+        return Difference(f"process {process} ended with {self._processes[process].exitcode}")
 
     def tell(self, process: int, *command: Any) -> Any:
         self._send(process, *command)
@@ -91,11 +97,8 @@ class Exerciser:
             yield
         finally:
             for process in range(PROCESSES):
-                if self._processes[process].exitcode is None:
-                    self._send(process, "close")
-            for process in range(PROCESSES):
-                if self._processes[process].exitcode is None and self._connections[process].poll(TIMEOUT_S):
-                    self._connections[process].recv()
+                with suppress(Difference):  # one that has ended has closed them too
+                    self.tell(process, "close")
 
     def run(self, operations: list[Operation]) -> None:
         """Raises Difference, with the number of the operation after which it showed."""
