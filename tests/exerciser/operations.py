@@ -171,8 +171,54 @@ def populate(step: Step) -> list[Command]:
 
 
 def remap(step: Step) -> list[Command]:
-    step.model.copies[step.process].clear()
-    return [("do", "both", "remap")]
+    if step.keep_size:
+        step.model.copies[step.process].clear()
+    return [("do", "both", "remap", step.keep_size)]
+
+
+def unmap(step: Step) -> list[Command]:
+    """A part of a mapping, and then it is mapped anew."""
+    if step.keep_size:
+        step.model.copies[step.process].clear()
+    return [
+        ("do", "here", "unmap", step.keep_size, step.first, min(step.count, PAGES_MAX - step.first)),
+        ("do", "kernel", "remap", step.keep_size),
+    ]
+
+
+def resize(step: Step) -> list[Command]:
+    """Of the shared mapping, and so of the file."""
+    step.model.truncate(step.offset + 1)
+    return [("do", "here", "resize", step.offset + 1), ("do", "kernel", "truncate", step.offset + 1)]
+
+
+def read_into_memory(step: Step) -> list[Command]:
+    """A system call stores into a pinned part of the shared mapping."""
+    if (part := step.within()) is None:
+        return []
+    step.model.write(*part)
+    return [("do", "both", "read_into_memory", *part)]
+
+
+def pwrite_direct(step: Step) -> list[Command]:
+    step.model.write(step.offset, step.data)
+    return [
+        ("do", "here", "pwrite_direct", step.offset, step.data),
+        ("do", "kernel", "pwrite", step.offset, step.data),
+    ]
+
+
+def read(step: Step) -> list[Command]:
+    """A direct read, a readv, and where the holes are."""
+    if (part := step.within()) is None:
+        return []
+    offset, data = part[0], bytes(step.model.data[part[0] : part[0] + len(part[1])])
+    third = len(data) // 3
+    return [
+        ("do", "here", "check_direct_read", offset, data),
+        ("do", "both", "check_readv", offset, [data[:third], b"", data[third:]]),
+        ("do", "here", "check_holes"),
+    ]
 
 
 OPERATIONS: Final[dict[str, Callable[[Step], list[Command]]]] = {
@@ -180,6 +226,7 @@ OPERATIONS: Final[dict[str, Callable[[Step], list[Command]]]] = {
     for function in (
         *(pwrite, pwritev, append, truncate, fallocate, punch, zero, collapse, insert, copy),
         *(store, store_private, store_past_eof, dont_need, will_need, populate, remap),
+        *(unmap, resize, read_into_memory, pwrite_direct, read),
     )
 }
 WEIGHTS: Final = {"store": 4, "store_private": 4, "truncate": 3, "pwrite": 3, "punch": 2}

@@ -5,11 +5,14 @@ no further than the file goes; what lies past its end is SIGBUS there, so it is 
 """
 
 import ctypes
+import errno
 import mmap
 import os
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import dax_mp
+from dax_mp.clients import direct_io
 from exerciser.model import PAGES_MAX
 
 PAGE: Final = mmap.PAGESIZE
@@ -38,7 +41,9 @@ class Side(Protocol):
     def punch(self, offset: int, length: int) -> None: ...
     def copy(self, source: int, target: int, length: int) -> int: ...
     def dont_need(self, private: bool, page: int, count: int) -> None: ...
-    def remap(self) -> None: ...
+    def remap(self, private: bool) -> None: ...
+    def read_into_memory(self, offset: int, data: bytes) -> None: ...
+    def check_readv(self, offset: int, parts: list[bytes]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -52,8 +57,11 @@ class Here:
 
     def _map(self) -> None:
         self.shared = self.file.mmap(_LENGTH, past_eof=True)
-        self.private = self.file.mmap(_LENGTH, access=dax_mp.ACCESS_COPY, past_eof=True)
+        self.private = self._map_private()
         self.readonly = self.file.mmap(_LENGTH - PAGE, PAGE, access=dax_mp.ACCESS_READ, past_eof=True)
+
+    def _map_private(self) -> dax_mp.Mapping:
+        return self.file.mmap(_LENGTH, access=dax_mp.ACCESS_COPY, past_eof=True)
 
     def size(self) -> int:
         return self.file.size
@@ -91,10 +99,78 @@ class Here:
     def dont_need(self, private: bool, page: int, count: int) -> None:
         (self.private if private else self.shared).madvise(mmap.MADV_DONTNEED, page * PAGE, count * PAGE)
 
-    def remap(self) -> None:
-        for mapping in (self.shared, self.private, self.readonly):
-            mapping.close()
-        self._map()
+    def remap(self, private: bool) -> None:
+        if private:
+            self.private.close()
+            self.private = self._map_private()
+        else:
+            self.shared.close()
+            self.shared = self.file.mmap(_LENGTH, past_eof=True)
+
+    def read_into_memory(self, offset: int, data: bytes) -> None:
+        """A system call stores into the shared mapping."""
+        with self.shared.pin(offset, len(data)) as view:
+            _read_from_pipe(view, data)
+
+    def check_readv(self, offset: int, parts: list[bytes]) -> None:
+        _check_readv(lambda buffers: self.file.preadv(buffers, offset), parts)
+
+    # --- what the other side has not, or does in another way ---------------------------------------------------------
+
+    def pwrite_direct(self, offset: int, data: bytes) -> None:
+        """As a long write does it, however short this one is."""
+        with memoryview(data) as view:
+            assert direct_io.write(self.file._open_for_writing(), view, offset, False) == offset + len(data)
+
+    def check_direct_read(self, offset: int, expected: bytes) -> None:
+        buffer = bytearray(len(expected))
+        with memoryview(buffer) as view:
+            assert direct_io.readinto(self.file._open_for_reading(), view, offset) == len(expected)
+        assert buffer == expected, "a direct read differs"
+
+    def resize(self, size: int) -> None:
+        """Give the file and the shared mapping this size while a buffer of that is out."""
+        before = min(size, self.size(), _LENGTH)
+        with memoryview(self.shared) as view:
+            expected = bytes(view[:before])
+            self.shared.resize(size)
+            assert len(self.shared) == self.size() == size
+            assert bytes(view[:before]) == expected, "a view differs after a resize"
+        self.remap(False)
+
+    def unmap(self, private: bool, page: int, count: int) -> None:
+        """Take pages out of a mapping: the others stay as they are."""
+        mapping = self.private if private else self.shared
+        shown = min(self.size(), _LENGTH)
+        start, end = page * PAGE, (page + count) * PAGE
+        before = mapping[:start] if start < shown else b""
+        after = mapping[end:shown]
+        mapping.unmap(start, end - start)
+        for at in range(start, min(end, shown), PAGE):
+            try:
+                mapping[at]
+            except dax_mp.BusError:
+                continue
+            raise AssertionError("a page that was unmapped is there")
+        assert mapping[: len(before)] == before and mapping[end:shown] == after, "an unmap took too much"
+        self.remap(private)
+
+    def check_holes(self) -> None:
+        """SEEK_HOLE and SEEK_DATA go through the file in turns, and holes read as zero."""
+        position, size = 0, self.size()
+        while position < size:
+            hole = self.file.seek(position, os.SEEK_HOLE)
+            if hole == size:
+                break
+            try:
+                end = self.file.seek(hole, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                end = size
+            assert position <= hole < end <= size
+            assert not any(self.pread(end - hole, hole)), "a hole is not zero"
+            position = end
 
     def close(self) -> None:
         for held in (self.shared, self.private, self.readonly, self.file, self._append):
@@ -107,13 +183,11 @@ class Kernel:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDWR)
         self._append = os.open(path, os.O_WRONLY | os.O_APPEND)
-        self._map()
+        self._addresses = [self._map(False), self._map(True)]
 
-    def _map(self) -> None:
-        prot = mmap.PROT_READ | mmap.PROT_WRITE
-        self._addresses = [
-            _check(_libc.mmap(None, _LENGTH, prot, flags, self._fd, 0)) for flags in (mmap.MAP_SHARED, mmap.MAP_PRIVATE)
-        ]
+    def _map(self, private: bool) -> int:
+        flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
+        return _check(_libc.mmap(None, _LENGTH, mmap.PROT_READ | mmap.PROT_WRITE, flags, self._fd, 0))
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
@@ -151,10 +225,16 @@ class Kernel:
     def dont_need(self, private: bool, page: int, count: int) -> None:
         _check(_libc.madvise(self._addresses[private] + page * PAGE, count * PAGE, mmap.MADV_DONTNEED))
 
-    def remap(self) -> None:
-        for address in self._addresses:
-            _check(_libc.munmap(address, _LENGTH))
-        self._map()
+    def remap(self, private: bool) -> None:
+        _check(_libc.munmap(self._addresses[private], _LENGTH))
+        self._addresses[private] = self._map(private)
+
+    def read_into_memory(self, offset: int, data: bytes) -> None:
+        address = self._addresses[False] + offset
+        _read_from_pipe(memoryview((ctypes.c_char * len(data)).from_address(address)).cast("B"), data)
+
+    def check_readv(self, offset: int, parts: list[bytes]) -> None:
+        _check_readv(lambda buffers: os.preadv(self._fd, buffers, offset), parts)
 
     def close(self) -> None:
         for address in self._addresses:
@@ -167,3 +247,20 @@ def _check(result: Any) -> int:
     if result in (-1, (1 << 64) - 1):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return int(result)
+
+
+def _read_from_pipe(view: memoryview, data: bytes) -> None:
+    """read(2) of `data` into the view."""
+    reader, writer = os.pipe()
+    try:
+        assert os.write(writer, data) == len(data)
+        assert os.readv(reader, [view]) == len(data)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _check_readv(readv: Callable[[list[bytearray]], int], parts: list[bytes]) -> None:
+    buffers = [bytearray(len(part)) for part in parts]
+    assert readv(buffers) == sum(map(len, parts))
+    assert buffers == parts, "a readv differs"
