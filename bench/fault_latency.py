@@ -2,20 +2,17 @@
 
 The fault: a store to a page of a hole, from the instruction to the next one: signal handler, pager, coordinator, block
 allocated and zeroed, mapped, instruction run again. The pages are single ones in random order, so that nothing is
-mapped or allocated ahead. The message: pyzmq's DEALER and ROUTER over ipc, both sides nothing but send and receive.
+mapped or allocated ahead. The message: `ping_pong.py`.
 """
 
-import multiprocessing
 import random
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from statistics import median
 
-import zmq
-
 import dax_mp
+from ping_pong import ping_pong
 from rows import Bound, Row, compared, in_turn
 
 FILE_BYTES = 1 << 30
@@ -23,30 +20,11 @@ DEVICE_BYTES = 64 << 20
 BLOCKS = 31
 PER_BLOCK = 150
 RATIO_BOUND = Bound("<=", 1.5)
-MESSAGE = bytes(16)
 
 
 def run() -> Iterator[Row]:
-    context = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        zmq.Context() as zmq_context,
-        zmq_context.socket(zmq.DEALER) as dealer,
-    ):
-        address = f"ipc://{directory}/echo"
-        echo = context.Process(target=_echo, args=(address,), daemon=True)
-        echo.start()
-        try:
-            dealer.connect(address)
-            _round_trip_us(dealer)
-            yield from _compare(dealer)
-        finally:
-            echo.kill()
-            echo.join()
-
-
-def _compare(dealer: zmq.Socket[bytes]) -> Iterator[Row]:
     with ExitStack() as stack:
+        reference = stack.enter_context(ping_pong())
         daemon = stack.enter_context(dax_mp.launch(size=DEVICE_BYTES))
         session = stack.enter_context(dax_mp.connect(daemon.endpoint))
         file = stack.enter_context(session.open("sparse.bin", "w+"))
@@ -57,7 +35,7 @@ def _compare(dealer: zmq.Socket[bytes]) -> Iterator[Row]:
         faults_before = session.counters()["faults"]
         samples = in_turn(
             lambda: median(_fault_us(mapping, next(pages)) for _ in range(PER_BLOCK)),
-            lambda: median(_round_trip_us(dealer) for _ in range(PER_BLOCK)),
+            lambda: median(reference.round_trip_us() for _ in range(PER_BLOCK)),
             BLOCKS,
         )
         faults = session.counters()["faults"] - faults_before
@@ -76,17 +54,3 @@ def _fault_us(mapping: dax_mp.Mapping, offset_bytes: int) -> float:
     started_ns = time.perf_counter_ns()
     mapping[offset_bytes] = 1
     return (time.perf_counter_ns() - started_ns) / 1000
-
-
-def _round_trip_us(dealer: zmq.Socket[bytes]) -> float:
-    started_ns = time.perf_counter_ns()
-    dealer.send(MESSAGE)
-    dealer.recv()
-    return (time.perf_counter_ns() - started_ns) / 1000
-
-
-def _echo(address: str) -> None:
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        router.bind(address)
-        while True:
-            router.send_multipart(router.recv_multipart())

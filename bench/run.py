@@ -17,9 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 import fault_latency
+import file_io
 import footprint
 import import_time
 import memory_speed
+import shared_memory
+import truncate
 from rows import Row
 
 MIB: Final = 1 << 20
@@ -43,6 +46,12 @@ def main() -> int:
         ),
         "fault": Benchmark("a fault, beside a pyzmq ping-pong", fault_latency.run),
         "footprint": Benchmark("faults, and the coordinator", lambda: footprint.run(file_bytes)),
+        "shared": Benchmark("SharedMemory, beside the standard one", lambda: shared_memory.run(file_bytes)),
+        "io": Benchmark("read and write, beside /dev/shm and pyzmq", file_io.run),
+        "truncate": Benchmark(
+            "truncate, beside ftruncate",
+            lambda: truncate.run([file_bytes // 16, file_bytes // 4, file_bytes]),
+        ),
         "import": Benchmark("imports, beside zmq, msgpack", import_time.run),
     }
     chosen = [benchmark for name, benchmark in benchmarks.items() if options.only in name]
@@ -63,7 +72,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure what was promised of speed and size.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--check", action="store_true", help="exit code 1 when a bound is not kept")
-    parser.add_argument("--only", default="", metavar="WORD", help="memory, fault, footprint or import")
+    parser.add_argument(
+        "--only", default="", metavar="WORD", help="memory, fault, footprint, shared, io, truncate or import"
+    )
     parser.add_argument("--quick", action="store_true", help="with an eighth of the memory")
     return parser.parse_args()
 

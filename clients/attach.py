@@ -10,7 +10,7 @@ from typing import Any
 
 import posix_ipc
 
-from dax_mp.clients.channel import CoordinatorProcess
+from dax_mp.clients.lane import CoordinatorProcess
 from dax_mp.endpoint import LOCK_QUERY, check_endpoint, default_endpoint, lock_holder, lock_path, session_path
 from dax_mp.errors import NoCoordinatorError, ProtocolError, os_error
 from dax_mp.superblock import SUPERBLOCK_BYTES, Superblock

@@ -1,16 +1,7 @@
 """Requests to the coordinator: a pool of control sockets.
 
-A request takes a *lane*, a DEALER of its own, for as long as it is under way. So a request that waits (a truncate waits
-for other processes) holds up no other thread, and no socket is used by two threads at once. Lanes are made on demand
-and kept.
-
-A lane has at most one request under way. When the wait for its answer ends in any other way than by the answer
-(KeyboardInterrupt, the coordinator's death), the lane is closed: a late answer then has nowhere to go and cannot be
-taken for that of a later request. What such a request was for may or may not have been done; what it has acquired (a
-handle, a VMA) goes with the session.
-
-A wait ends at the answer, at the coordinator's death (its pidfd), or when the session is closed by another thread (an
-eventfd): it never lasts for ever on a coordinator that is gone.
+A request takes a lane (`lane.py`) for as long as it is under way. So a request that waits (a truncate waits for other
+processes) holds up no other thread, and no socket is used by two threads at once. Lanes are made on demand and kept.
 
 A request takes along what has been let go of meanwhile (`holdings.py`).
 
@@ -22,19 +13,14 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from dax_mp import messages
 from dax_mp.clients.holdings import Holdings
-from dax_mp.clients.zmtp import Dealer, Interrupted
-from dax_mp.endpoint import control_path
+from dax_mp.clients.lane import CoordinatorProcess, Lane, RequestType
 from dax_mp.errors import ProtocolError, os_error
 
-RequestType = Callable[..., messages.ControlRequest]
-
 _LANE_NUMBER_BYTES: Final = 4
-_REQUEST_IDS: Final = (1 << 32) - 1
 _CHANGES: Final = frozenset({messages.Open, messages.Close, messages.Mmap, messages.Munmap})
 """What changes which handles and VMAs a session has."""
 
@@ -43,76 +29,6 @@ LATE_TIMEOUT_S: Final = 5.0
 
 HOLD_TIMEOUT_S: Final = 5.0
 """How long a fork may hold requests back: should it never end, they go on."""
-
-
-class CoordinatorProcess(NamedTuple):
-    """The process that serves at an endpoint."""
-
-    endpoint: str
-    pid: int
-    pidfd: int
-
-    def gone(self) -> OSError:
-        """What is raised when it is found dead."""
-        return os_error(
-            errno.ECONNRESET,
-            f"the coordinator (pid {self.pid}) has ended, and its files with it; start another and connect() again",
-            self.endpoint,
-        )
-
-
-class _Lane:
-    """One control socket, used by one thread at a time. After any exception it is to be closed."""
-
-    def __init__(self, coordinator: CoordinatorProcess, identity: bytes, closing: int, deadline: float | None) -> None:
-        self._coordinator = coordinator
-        self._next_id = 1
-        self._waiting = False
-        try:
-            path = control_path(coordinator.endpoint)
-            self._dealer = Dealer(path, identity, (coordinator.pidfd, closing), deadline)
-        except Interrupted as interrupted:
-            raise self._reason(interrupted) from None
-        except (ConnectionResetError, ConnectionRefusedError, FileNotFoundError, BrokenPipeError):
-            raise coordinator.gone() from None
-
-    def exchange(self, kind: RequestType, fields: tuple[object, ...], deadline: float | None) -> messages.ControlAnswer:
-        """Send the request and wait for its answer."""
-        request_id = self._next_id
-        self._next_id = self._next_id % _REQUEST_IDS + 1
-        try:
-            self._dealer.send(messages.encode(kind(request_id, *fields)), deadline)
-            self._waiting = True
-            answer = messages.decode(self._dealer.receive(deadline))
-            self._waiting = False
-        except Interrupted as interrupted:
-            raise self._reason(interrupted) from None
-        except (ConnectionResetError, BrokenPipeError):
-            raise self._coordinator.gone() from None
-        if not isinstance(answer, messages.Reply | messages.Error) or answer.request_id not in (request_id, 0):
-            raise ProtocolError(f"the coordinator answered a request with {type(answer).__name__}")
-        return answer
-
-    def late_answer(self, deadline: float) -> messages.ControlAnswer | None:
-        """After an exception in `exchange`: the answer, where that was still waiting for it and it comes."""
-        try:
-            return messages.decode(self._dealer.receive(deadline)) if self._waiting else None
-        except (Interrupted, OSError):
-            return None
-
-    def _reason(self, interrupted: Interrupted) -> Exception:
-        if interrupted.descriptor is None:
-            return os_error(
-                errno.ETIMEDOUT,
-                f"the coordinator (pid {self._coordinator.pid}) is alive but does not answer",
-                self._coordinator.endpoint,
-            )
-        if interrupted.descriptor == self._coordinator.pidfd:
-            return self._coordinator.gone()
-        return ValueError("the session was closed during the request")
-
-    def close(self) -> None:
-        self._dealer.close()
 
 
 class Channel:
@@ -129,10 +45,10 @@ class Channel:
         # A lock that may be taken again: a destructor or a signal handler may make a request in the middle of one.
         self._changed = threading.Condition(threading.RLock())
         # Lanes that no thread uses. Taken and given back without the lock, by operations that the GIL makes atomic.
-        self._idle: list[_Lane] = []
+        self._idle: list[Lane] = []
         # Protected by _changed: _lanes (all that are open), _lanes_made, _closed,
         # _changing (how many requests of _CHANGES are under way), _forking (the threads that fork).
-        self._lanes: set[_Lane] = set()
+        self._lanes: set[Lane] = set()
         self._lanes_made = 0
         self._closed = False
         self._changing = 0
@@ -187,6 +103,18 @@ class Channel:
             raise
         self._give_back(lane)
         return _value(answer, filename)
+
+    def post(self, kind: RequestType, *fields: object) -> None:
+        """`request`, but without a wait for the answer, which must not matter. Raises ConnectionError, ValueError."""
+        self.check()
+        lane = self._take(None)
+        try:
+            lane.post(kind, fields)
+        except BaseException:
+            with self._changed:
+                self._drop(lane)
+            raise
+        self._give_back(lane)
 
     def settle(self) -> None:
         """Tell the coordinator now what has been let go of. Where the session is over, there is nobody to tell."""
@@ -291,7 +219,7 @@ class Channel:
         self._give_back(lane)
         return answer
 
-    def _take(self, deadline: float | None) -> _Lane:
+    def _take(self, deadline: float | None) -> Lane:
         """An idle lane, or a new one that has said Hello."""
         self.check()
         try:
@@ -302,7 +230,7 @@ class Channel:
             self.check()
             self._lanes_made += 1
             identity = self._token + self._lanes_made.to_bytes(_LANE_NUMBER_BYTES, "big")
-        lane = _Lane(self._coordinator, identity, self._closing, deadline)
+        lane = Lane(self._coordinator, identity, self._closing, deadline)
         with self._changed:
             self._lanes.add(lane)
         try:
@@ -315,7 +243,7 @@ class Channel:
             raise
         return lane
 
-    def _give_back(self, lane: _Lane) -> None:
+    def _give_back(self, lane: Lane) -> None:
         self._idle.append(lane)
         if self._closed:
             with self._changed:
@@ -325,7 +253,7 @@ class Channel:
         while self._idle:
             self._drop(self._idle.pop())
 
-    def _drop(self, lane: _Lane) -> None:
+    def _drop(self, lane: Lane) -> None:
         lane.close()
         self._lanes.discard(lane)
         self._changed.notify_all()

@@ -4,6 +4,11 @@ The coordinator lends the frames (BeginRead, BeginWrite), this process copies by
 gives them back: two round trips for up to IO_LEASE_BYTES_MAX, and one copy. Until EndIo a write keeps every other read
 and write of the file waiting, so nothing is done between but the copy.
 
+Where EndIo has nothing more to do than that (a read; a write over what is there), its answer is not waited for. Should
+the coordinator have taken the frames back before, since this process took too long, then what the others did meanwhile
+was done while the call was under way, and it counts as done before them (a truncate that took the frames) or after (a
+write). It is told so by its next request.
+
 A page of the caller's buffer that is not mapped (one of a mapping of ours, for example) ends the copy, because the
 system call cannot fault it in. To do that here, with the frames lent, could wait for those very frames. So they are
 given back first, and that chunk goes through a message.
@@ -36,7 +41,7 @@ def write(handle: "Handle", data: memoryview, offset_bytes: int, append: bool) -
 def _store(handle: "Handle", data: memoryview, offset_bytes: int, append: bool) -> tuple[int, int]:
     """Store as much as one lease and the buffer's pages allow. Returns how much, and the offset after it."""
     channel, pager = handle.session.channel, handle.session.pager
-    io_id, offset_bytes, _, flat = channel.borrow(
+    io_id, offset_bytes, changes_file, flat = channel.borrow(
         messages.BeginWrite, handle.number, offset_bytes, int(append), len(data), filename=handle.name
     )
     done_bytes = 0
@@ -47,7 +52,10 @@ def _store(handle: "Handle", data: memoryview, offset_bytes: int, append: bool) 
             if copied_bytes < length_bytes:
                 break
     finally:
-        channel.request(messages.EndIo, io_id, done_bytes, filename=handle.name)
+        if changes_file:
+            channel.request(messages.EndIo, io_id, done_bytes, filename=handle.name)
+        else:
+            channel.post(messages.EndIo, io_id, done_bytes)
     return done_bytes, offset_bytes + done_bytes
 
 
@@ -80,7 +88,7 @@ def _load(handle: "Handle", buffer: memoryview, offset_bytes: int) -> tuple[int,
             if copied_bytes < length_bytes:
                 break
     finally:
-        channel.request(messages.EndIo, io_id, 0, filename=handle.name)
+        channel.post(messages.EndIo, io_id, 0)
     return done_bytes, not any(flat[1::2])
 
 
