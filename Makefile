@@ -3,6 +3,7 @@
 #
 #   make demo     processes share a sparse file through real page faults
 #   make test     the tests                       TESTS=tests/core  PYTEST_OPTIONS="-n 4 -x"
+#   make soak     the tests that take an hour: new random operations each time, a million pages   SEED=1
 #   make lint     ruff and mypy
 #   make bench    what it costs, beside what the same costs without it
 #   make clean
@@ -20,7 +21,7 @@ PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 RUN := $(VENV)/bin/python -P
 SOURCES := pyproject.toml setup.py README.md $(wildcard dax_mp/*.py dax_mp/mmu/* daemons/*.py clients/*.py)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test soak lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -28,6 +29,12 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed $(VENV)/extra-test
 	$(RUN) -m pytest $(PYTEST_OPTIONS) $(TESTS)
+
+# What it found wrong is found again with the SEED that it prints.
+soak: SEED ?= $(shell date +%s)
+soak: $(VENV)/installed $(VENV)/extra-test
+	@echo "SEED=$(SEED)"
+	DAX_MP_SOAK=$(SEED) $(RUN) -m pytest $(PYTEST_OPTIONS) tests/e2e/test_exerciser.py tests/e2e/test_limits.py
 
 lint: $(VENV)/installed $(VENV)/extra-test $(VENV)/extra-lint
 	$(VENV)/bin/ruff check

@@ -16,6 +16,7 @@ checked (`dax_mp.validate`).
 
 import errno
 import os
+from collections.abc import Generator
 from typing import Any
 
 from dax_mp import direct_io, pins
@@ -42,7 +43,7 @@ from dax_mp.messages import (
     Statfs,
     UnmapAck,
 )
-from dax_mp.requests import copy_vma, perform, remove_vma
+from dax_mp.requests import REQUESTS, copy_vma, remove_vma
 from dax_mp.session import Session, SessionState
 from dax_mp.transaction import Steps
 from dax_mp.validate import validate
@@ -121,17 +122,18 @@ class Coordinator:
     def receive_control(self, token: bytes, peer: bytes, request: ControlRequest) -> None:
         """A request of the session `token`, to be answered to `peer`."""
         session = self.sessions[token]
-        if isinstance(request, Hello):
+        if type(request) in REQUESTS:
+            self.fs.scheduler.start(self._perform(session, peer, request))
+        elif isinstance(request, Hello):
             self._reply(peer, request.request_id, self.welcome)
         elif isinstance(request, Bye):
             self._reply(peer, request.request_id, None)
             self.session_gone(token)
         elif isinstance(request, Adopt):
             self._adopt(session, peer, request)
-        elif isinstance(request, Statfs):
-            self._reply(peer, request.request_id, self._statfs())
         else:
-            self.fs.scheduler.start(self._perform(session, peer, request))
+            assert isinstance(request, Statfs)
+            self._reply(peer, request.request_id, self._statfs())
         self._settle()
 
     def _adopt(self, session: Session, peer: bytes, request: Adopt) -> None:
@@ -161,7 +163,10 @@ class Coordinator:
         try:
             if session.evicted:
                 raise os_error(session.evict_errno, "the coordinator has evicted this session; connect() again")
-            self._reply(peer, request.request_id, (yield from perform(self.fs, session, request)))
+            value = REQUESTS[type(request)](self.fs, session, request)
+            if isinstance(value, Generator):
+                value = yield from value
+            self._reply(peer, request.request_id, value)
         except OSError as error:
             code = error.errno or errno.EIO
             answer = Error(request.request_id, code, error.strerror or os.strerror(code))

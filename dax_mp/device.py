@@ -68,6 +68,12 @@ class Device:
             high = min(end * self.page_size, end_bytes)
             yield low, high, (pfn - start) * self.page_size + low
 
+    def _address_of(self, inode: Inode, offset_bytes: int, end_bytes: int) -> int | None:
+        """Where these bytes lie in the region, if they lie together: most often they do, and it is quickly found."""
+        pages = inode.pages_of(offset_bytes, end_bytes)
+        pfn = inode.block_map.covering(*pages)
+        return None if pfn is None else (pfn - pages.start) * self.page_size + offset_bytes
+
     def zero_bytes(self, inode: Inode, offset_bytes: int, end_bytes: int) -> None:
         """Zero the bytes of the range that have blocks; the others read as zero anyway."""
         for low, high, address in self._blocks(inode, offset_bytes, end_bytes):
@@ -75,6 +81,9 @@ class Device:
 
     def read_bytes(self, inode: Inode, offset_bytes: int, end_bytes: int) -> bytes:
         """The bytes of the range, zero where there is a hole."""
+        address = self._address_of(inode, offset_bytes, end_bytes)
+        if address is not None:
+            return self.pmem.read(address, end_bytes - offset_bytes)
         parts: list[bytes] = []
         for low, high, address in self._blocks(inode, offset_bytes, end_bytes):
             if offset_bytes < low:
@@ -83,10 +92,14 @@ class Device:
             offset_bytes = high
         if offset_bytes < end_bytes:
             parts.append(bytes(end_bytes - offset_bytes))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     def write_bytes(self, inode: Inode, offset_bytes: int, data: bytes) -> None:
         """Store the bytes. Precondition: the whole range has blocks."""
+        address = self._address_of(inode, offset_bytes, offset_bytes + len(data))
+        if address is not None:
+            self.pmem.write(address, data)
+            return
         written_bytes = self.overwrite_bytes(inode, offset_bytes, data)
         assert written_bytes == len(data), f"{len(data) - written_bytes} bytes of a write had no block"
 

@@ -71,6 +71,13 @@ class RangeMap(Generic[V]):
             return None
         return self.advance(self._values[index], point - self._starts[index])
 
+    def covering(self, start: int, end: int) -> V | None:
+        """The value at `start`, if one piece has all of [start, end); else None."""
+        index = bisect_right(self._starts, start) - 1
+        if index < 0 or end > self._ends[index]:
+            return None
+        return self.advance(self._values[index], start - self._starts[index])
+
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
         """The parts of the pieces that lie in [start, end), in order."""
         index = bisect_right(self._ends, start) if start < end else len(self._starts)

@@ -52,12 +52,17 @@ def write(fs: FileSystem, inode: Inode, offset_bytes: int | None, data: bytes) -
 def _write(fs: FileSystem, inode: Inode, start_bytes: int, data: bytes) -> Steps[None]:
     """Precondition: rwsem is held exclusive."""
     end_bytes = start_bytes + len(data)
-    locked = yield from blocks.lock_and_fill(fs, inode, inode.pages_of(start_bytes, end_bytes))
+    pages = inode.pages_of(start_bytes, end_bytes)
+    locked: list[int] = []
+    # Where all of it is there, and no fault is filling anything, there is nothing to fill and nothing to be dropped.
+    if inode.entry_locks or inode.block_map.covering(*pages) is None:
+        locked = yield from blocks.lock_and_fill(fs, inode, pages)
     try:
         if delay := fs.delays.at("write.before_copy"):
             yield delay
-        extend(fs, inode, start_bytes)
-        extend(fs, inode, end_bytes)
+        if end_bytes > inode.size_bytes:
+            extend(fs, inode, start_bytes)
+            extend(fs, inode, end_bytes)
         fs.device.write_bytes(inode, start_bytes, data)
     finally:
         inode.entry_locks.release_all(locked)

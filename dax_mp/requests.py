@@ -5,7 +5,7 @@ the steps that lead to it. An OSError becomes an Error reply; nothing else is ex
 """
 
 import errno
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
 
@@ -250,11 +250,3 @@ REQUESTS: Final[dict[type[Any], Request]] = {
     messages.Maps: maps,
     **FILE_REQUESTS,
 }
-
-
-def perform(fs: FileSystem, session: Session, request: messages.ControlRequest) -> Steps[Any]:
-    """Carry out a request to its end. Returns the reply's value; raises OSError."""
-    result = REQUESTS[type(request)](fs, session, request)
-    if isinstance(result, Generator):
-        return (yield from result)
-    return result

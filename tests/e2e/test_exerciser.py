@@ -1,6 +1,10 @@
-"""Random operations here and in the kernel at once: no difference. See tests/exerciser."""
+"""Random operations here and in the kernel at once: no difference. See tests/exerciser.
+
+`make soak` gives the first seed in DAX_MP_SOAK, and then there are 200,000 operations.
+"""
 
 import os
+from typing import Final
 
 import pytest
 
@@ -9,8 +13,10 @@ from dax_mp.device import HolePolicyName
 from exerciser.exercise import Difference, Exerciser, exercise, sequence, shortest_failing
 from exerciser.operations import OPERATIONS, Operation
 
-OPERATIONS_PER_SEED = int(os.environ.get("DAX_MP_EXERCISER_OPERATIONS", "700"))
-SEEDS = range(int(os.environ.get("DAX_MP_EXERCISER_SEEDS", "4")))
+SOAK_SEED: Final = os.environ.get("DAX_MP_SOAK")
+FIRST_SEED: Final = int(SOAK_SEED or 0)
+SEEDS: Final = range(FIRST_SEED, FIRST_SEED + (40 if SOAK_SEED else 4))
+OPERATIONS_PER_SEED: Final = 2500 if SOAK_SEED else 700
 
 
 @pytest.mark.parametrize("hole_policy", ["zero", "page-cache"])
