@@ -1,8 +1,9 @@
 """The loop around the state machine: bytes into messages, facts of the kernel into events, effects into bytes.
 
-One turn: sleep until something is ready; tell the state machine the time; then pager traffic, control traffic and
-deaths, in this order and each at most a batch, so that none starves another and a fault waits for as little as
-possible. The processes behind the sessions hang on one epoll descriptor: a turn costs the same however many there are.
+One turn: sleep until something is ready; tell the state machine the time; then deaths (so that who has waited for
+another's end finds its files gone), pager traffic and control traffic, in this order and each at most a batch, so that
+none starves another and a fault waits for as little as possible. The processes behind the sessions hang on one epoll
+descriptor: a turn costs the same however many there are.
 
 A peer's mistake ends here: it is answered, or evicts the peer's session, and never ends the loop.
 """
@@ -84,12 +85,12 @@ class Loop:
             ready = [descriptor for descriptor, _ in self._poll.poll(0 if more else self._timeout_ms())]
             self._coordinator.tick(self._clock.advance())
             self._carry_out_effects()
+            if self._processes.fileno() in ready:
+                self._serve_deaths()
             if more or self._pager.fileno in ready:
                 self._serve_pager()
             if more or self._control.fileno in ready:
                 self._serve_control()
-            if self._processes.fileno() in ready:
-                self._serve_deaths()
 
     def _timeout_ms(self) -> int | None:
         deadline_s = self._coordinator.next_deadline_s()

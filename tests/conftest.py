@@ -62,10 +62,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput"):
         return
+    _end_multiprocessing()
     left = left_behind(os.environ[MARK], session.config.stash[_shared_memory_before])
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         _report_error(session.config, "\n".join(left))
+
+
+def _end_multiprocessing() -> None:
+    """Where tests ran in this very process: what multiprocessing keeps until that ends is not left by the tests."""
+    from multiprocessing import forkserver, resource_tracker, util
+
+    for server in (forkserver, resource_tracker):
+        vars(server)[f"_{server.__name__.rpartition('.')[2]}"]._stop()
+    vars(util)["_run_finalizers"]()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
