@@ -97,8 +97,8 @@ class FrameAllocator:
             return
         for pfn, length_pages in extents:
             assert not any(self.free.pieces(pfn, pfn + length_pages)), f"frames {pfn}+{length_pages} freed twice"
-            self.free.set(pfn, pfn + length_pages, None)
             self.free_pages += length_pages
+        self.free.insert([(pfn, pfn + length_pages, None) for pfn, length_pages in extents])
 
     def holder_gone(self, token: bytes) -> None:
         """The session `token` can reach nothing any more: what was in quarantine for it alone is free."""

@@ -10,10 +10,14 @@ sortedcontainers.SortedDict) weigh 1.6 KiB when empty, and there is one of these
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import Final, Generic, NamedTuple, TypeVar
 
 V = TypeVar("V")
+
+_INSERTIONS_MAX: Final = 1024
+"""How many pieces are inserted one by one: a pass over a large map costs about as much as that many insertions."""
 
 
 class PageRange(NamedTuple):
@@ -180,6 +184,20 @@ class RangeMap(Generic[V]):
         starts[first:last] = (start,)
         ends[first:last] = (end,)
         values[first:last] = (value,)
+
+    def insert(self, pieces: Sequence[tuple[int, int, V]]) -> None:
+        """Give each of these ranges its values. Precondition: nothing in them has one.
+
+        Each insertion moves what lies behind it, so for many a pass over the whole map is cheaper.
+        """
+        if len(pieces) < _INSERTIONS_MAX:
+            for start, end, value in pieces:
+                self.set(start, end, value)
+            return
+        everything = sorted((*self, *pieces), key=itemgetter(0))
+        self._starts, self._ends, self._values = [], [], []
+        for start, end, value in everything:
+            self.set(start, end, value)
 
     def _continues(self, index: int, start: int, value: V) -> bool:
         return self.advance(self._values[index], start - self._starts[index]) == value

@@ -26,6 +26,7 @@ CORE_MAY_IMPORT: Final = {
     "json",
     "math",
     "msgpack",
+    "operator",
     "os",
     "re",
     "sortedcontainers",

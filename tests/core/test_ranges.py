@@ -10,7 +10,7 @@ from dax_mp.ranges import BlockMap, PageRange, RangeMap
 
 POINTS = 24
 ranges = st.tuples(st.integers(0, POINTS), st.integers(0, POINTS)).map(sorted)
-steps = st.lists(st.tuples(st.sampled_from(["set", "clear", "take"]), ranges, st.integers(0, 2)), max_size=30)
+steps = st.lists(st.tuples(st.sampled_from(["set", "insert", "clear", "take"]), ranges, st.integers(0, 2)), max_size=30)
 checked = settings(database=None, deadline=None, max_examples=150)
 
 
@@ -29,11 +29,12 @@ def as_runs(model: dict[int, int], advance: Callable[[int, int], int]) -> list[t
     return runs
 
 
+@pytest.mark.parametrize("insertions_max", [0, 1024])
 @pytest.mark.parametrize("kind", [RangeMap, BlockMap, PageTable])
 @checked
 @given(steps=steps, window=ranges)
 def test_it_is_a_dict_of_points(
-    kind: type[RangeMap[int]], steps: list[tuple[str, list[int], int]], window: list[int]
+    kind: type[RangeMap[int]], insertions_max: int, steps: list[tuple[str, list[int], int]], window: list[int]
 ) -> None:
     advance = kind.advance
     tested, model = kind(), dict[int, int]()
@@ -44,6 +45,12 @@ def test_it_is_a_dict_of_points(
         if step == "set" and start < end:
             tested.set(start, end, value)
             model |= {point: advance(value, point - start) for point in range(start, end)}
+        elif step == "insert":
+            pieces = [(low, high, advance(value, low - start)) for low, high in tested.gaps(start, end)]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("dax_mp.ranges._INSERTIONS_MAX", insertions_max)
+                tested.insert(pieces[::-1])
+            model |= {point: advance(value, point - start) for low, high, _ in pieces for point in range(low, high)}
         elif step == "take" and start < end:
             run = next((run for run in as_runs(model, advance) if run[0] <= start < run[1]), None)
             taken_end = None if run is None else min(run[1], end)
