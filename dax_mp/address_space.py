@@ -123,6 +123,12 @@ class Vma:
             return False
         return self.removed is None or not any(self.removed.pieces(pgoff, pgoff + 1))
 
+    def has_all(self, pages: PageRange) -> bool:
+        """Are all of them its own still?"""
+        if not (self.pgoff <= pages.start and pages.end <= self.end_pgoff):
+            return False
+        return self.removed is None or not any(self.removed.pieces(*pages))
+
     def kept(self, pages: PageRange) -> PageRange:
         """The part of `pages` up to the first one that has been removed. Precondition: the first page is there."""
         first = next(self.removed.pieces(*pages), None) if self.removed else None

@@ -37,8 +37,7 @@ def fill(fs: FileSystem, inode: Inode, holes: list[PageRange]) -> None:
         raise
     for hole in holes:
         inode.unwritten.clear(*hole)
-    for start, end, pfn in filled:
-        inode.block_map.set(start, end, pfn)
+    inode.block_map.insert(filled)
 
 
 def lock_and_fill(fs: FileSystem, inode: Inode, pages: PageRange) -> Steps[list[int]]:
@@ -74,21 +73,16 @@ def lock_holes(inode: Inode, pages: PageRange, locked: list[int]) -> Steps[None]
     locks = inode.entry_locks
     pgoff, end = pages
     while pgoff < end:
-        hole = next(inode.block_map.gaps(pgoff, end), PageRange(end, end))
-        held = locks.first_held(pgoff, hole.end)
-        if held is None:
+        held = locks.first_held(pgoff, end)
+        for hole in inode.block_map.gaps(pgoff, end if held is None else held):
             locks.take(hole)
             locked += range(*hole)
-            pgoff = hole.end
-        elif hole.start < held:  # what comes before it, and then it is this page's turn
-            locks.take(PageRange(hole.start, held))
-            locked += range(hole.start, held)
-            pgoff = held
-        else:
-            if granted := locks.acquire(held):
-                yield granted  # and all may be different now
-            locked.append(held)
-            pgoff = held + 1
+        if held is None:
+            return
+        if granted := locks.acquire(held):
+            yield granted  # and all that follows may be different now
+        locked.append(held)
+        pgoff = held + 1
 
 
 def drop_hole_pages(fs: FileSystem, inode: Inode, holes: list[PageRange]) -> Steps[None]:
@@ -131,8 +125,7 @@ def preallocate(fs: FileSystem, inode: Inode, pages: PageRange) -> list[Blocks]:
     """
     holes = [gap for hole in inode.block_map.gaps(*pages) for gap in inode.unwritten.gaps(*hole)]
     fresh = _allocate(fs, inode, holes)
-    for start, end, pfn in fresh:
-        inode.unwritten.set(start, end, pfn)
+    inode.unwritten.insert(fresh)
     return fresh
 
 
@@ -156,16 +149,20 @@ def release(fs: FileSystem, blocks: list[Blocks], holders: set[bytes]) -> None:
 
 
 def replace(fs: FileSystem, inode: Inode, ranges: list[PageRange], holders: set[bytes]) -> None:
-    """Move these pages' bytes to other frames; the old ones are released, to quarantine where there are holders.
+    """Move these pages to other frames, with their bytes where they have been written; the old ones are released, to
+    quarantine where there are holders.
 
     Raises OSError ENOSPC, and then nothing has changed. Precondition: nobody but the holders has them mapped.
     """
-    old = [piece for pages in ranges for piece in inode.block_map.pieces(*pages)]
-    fresh = _allocate(fs, inode, [PageRange(start, end) for start, end, _ in old])
+    written = [piece for pages in ranges for piece in inode.block_map.pieces(*pages)]
+    unwritten = [piece for pages in ranges for piece in inode.unwritten.pieces(*pages)]
+    fresh = _allocate(fs, inode, [PageRange(start, end) for start, end, _ in (*written, *unwritten)])
     for start, end, pfn in fresh:
-        page_size = inode.page_size
-        data = fs.device.read_bytes(inode, start * page_size, end * page_size)
-        fs.device.pmem.write(pfn * page_size, data)
+        if inode.unwritten.get(start) is None:
+            page_size = inode.page_size
+            data = fs.device.read_bytes(inode, start * page_size, end * page_size)
+            fs.device.pmem.write(pfn * page_size, data)
     for start, end, pfn in fresh:
-        inode.block_map.set(start, end, pfn)
-    release(fs, old, holders)
+        block_map = inode.block_map if inode.unwritten.get(start) is None else inode.unwritten
+        block_map.set(start, end, pfn)
+    release(fs, written + unwritten, holders)

@@ -16,7 +16,7 @@ checked (`dax_mp.validate`).
 
 import errno
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from dax_mp import direct_io, pins
@@ -25,6 +25,7 @@ from dax_mp.effects import Effect, EndSession, SendControl
 from dax_mp.errors import ProtocolError, os_error
 from dax_mp.fault import handle_fault
 from dax_mp.file_system import FileSystem
+from dax_mp.inode import Inode
 from dax_mp.limits import FAULTS_PER_SESSION_MAX
 from dax_mp.messages import (
     PROTOCOL_VERSION,
@@ -155,11 +156,8 @@ class Coordinator:
         self.fs.effects.append(SendControl(peer, answer))
 
     def _perform(self, session: Session, peer: bytes, request: ControlRequest) -> Steps[None]:
-        """Carry out the request and answer; it holds the inode of its handle until the end, whoever closes that."""
-        handle = getattr(request, "handle", None)
-        inode = session.handles.get(handle) if handle is not None else None
-        if inode is not None:
-            self.fs.get(inode)
+        """Carry out the request and answer; it holds the files that it is about until the end, whoever closes them."""
+        inodes = [self.fs.get(inode) for inode in _inodes_of(session, request)]
         try:
             if session.evicted:
                 raise os_error(session.evict_errno, "the coordinator has evicted this session; connect() again")
@@ -172,7 +170,7 @@ class Coordinator:
             answer = Error(request.request_id, code, error.strerror or os.strerror(code))
             self.fs.effects.append(SendControl(peer, answer))
         finally:
-            if inode is not None:
+            for inode in inodes:
                 self.fs.put(inode)
 
     def _reply(self, peer: bytes, request_id: int, value: Any) -> None:
@@ -279,3 +277,12 @@ class Coordinator:
             self.fs.scheduler.run()
         if self._debug:
             validate(self.fs, self.sessions)
+
+
+def _inodes_of(session: Session, request: ControlRequest) -> Iterator[Inode]:
+    """The files that a request names by handles or by a VMA."""
+    for field in ("handle", "source_handle"):
+        if inode := session.handles.get(getattr(request, field, 0)):  # handles start at 1
+            yield inode
+    if vma := session.vmas.get(getattr(request, "vma_id", 0)):
+        yield vma.inode

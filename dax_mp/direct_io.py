@@ -144,12 +144,16 @@ def _convert(fs: FileSystem, lease: Lease, end_bytes: int) -> Steps[None]:
         tail_bytes = end_bytes - (pages.end - 1) * page_size
         fs.device.pmem.zero(pfn * page_size + tail_bytes, page_size - tail_bytes)
     converted = inode.unwritten.clear(*pages)
-    for start, end_pgoff, pfn in converted:
-        inode.block_map.set(start, end_pgoff, pfn)
+    inode.block_map.insert(converted)
     yield from blocks.drop_hole_pages(fs, inode, [PageRange(start, end_pgoff) for start, end_pgoff, _ in converted])
-    if lease.start_bytes > inode.size_bytes:  # what a mapping has stored past the end comes into the file no more (I6)
-        fs.device.zero_bytes(inode, inode.size_bytes, min(lease.start_bytes, inode.size_pages * page_size))
-    inode.size_bytes = max(inode.size_bytes, end_bytes)
+    if end_bytes > inode.size_bytes:
+        # What a mapping has stored past the old end comes into the file no more, nor lies behind the new one (I6).
+        last_page_end_bytes = inode.size_pages * page_size
+        if inode.size_bytes < lease.start_bytes:
+            fs.device.zero_bytes(inode, inode.size_bytes, min(lease.start_bytes, last_page_end_bytes))
+        if end_bytes < last_page_end_bytes:
+            fs.device.zero_bytes(inode, end_bytes, last_page_end_bytes)
+        inode.size_bytes = end_bytes
 
 
 def abort_all(fs: FileSystem, session: Session) -> None:

@@ -41,7 +41,7 @@ def pin(fs: FileSystem, vma: Vma, pages: PageRange) -> Steps[int]:
 
     Raises OSError EINVAL (not in the VMA), EFAULT (past the end of the file), ENOSPC (no blocks for the holes).
     """
-    if not pages.length_pages or not vma.pgoff <= pages.start or pages.end > vma.end_pgoff:
+    if not pages.length_pages or not vma.has_all(pages):
         raise os_error(errno.EINVAL, "a pin lies within its mapping")
     inode = vma.inode
     if granted := inode.rwsem.acquire_exclusive():  # nobody else fills holes but faults, and no new one comes up
@@ -53,6 +53,8 @@ def pin(fs: FileSystem, vma: Vma, pages: PageRange) -> Steps[int]:
         inode.entry_locks.release_all(locked)
         if vma.session.ended or vma.vma_id not in inode.mapping.i_mmap:
             raise os_error(errno.ESTALE)  # it has gone meanwhile, and with it what the pin would be tied to
+        if not vma.has_all(pages):
+            raise os_error(errno.EINVAL, "the mapping has lost the range meanwhile")
         pin_id = fs.next_id()
         vma.session.pins[pin_id] = inode.pins[pin_id] = Pinned(vma, pages)
         return pin_id

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 
 from dax_mp.control_messages import PUNCH_HOLE
+from dax_mp.locks import EntryLocks
 from dax_mp.messages import (
     Access,
     Adopt,
     BeginRead,
     BeginWrite,
     Bye,
+    Close,
+    CopyRange,
     EndIo,
     Fallocate,
     FallocateMode,
@@ -193,6 +196,47 @@ def test_no_pin_past_the_end(world: World) -> None:
     assert error_of(world, 0, Pin(0, 1, 1, 2)) == errno.EFAULT
 
 
+def test_a_pin_that_waited_finds_its_mapping_shorter(world: World) -> None:
+    """It would be a pin of pages that the mapping has no more."""
+    io_id, _, _, _ = world.call(1, BeginWrite(0, 1, 0, 0, P))
+    assert run(world, 0, Pin(0, 1, 0, 4)) == []
+    world.call(0, Mremap(0, 1, 2))
+    world.call(1, EndIo(0, io_id, 0))
+    assert Ended(1, Call(Pin(0, 1, 0, 4)), Failed(errno.EINVAL)) in world_ends(world)
+    world.call(1, Truncate(0, 1, 0))
+    world.check()
+
+
+def test_no_pin_of_pages_that_were_taken_out(world: World) -> None:
+    world.call(0, MunmapRange(0, 1, 1, 1))
+    assert error_of(world, 0, Pin(0, 1, 0, 4)) == errno.EINVAL
+
+
+def test_a_pin_that_waits_keeps_its_file(world: World) -> None:
+    """Else it would give blocks to a file that is gone, and they would be nowhere."""
+    world.call(1, BeginWrite(0, 1, 0, 0, P))
+    assert run(world, 0, Pin(0, 1, 0, 4)) == []
+    for request in (Munmap(0, 1), Close(0, 1), Unlink(0, "file")):
+        world.call(0, request)
+    world.kill(1)
+    run(world)
+    assert not world.coordinator.fs.inodes
+    world.check()
+
+
+def test_a_copy_that_waits_keeps_its_source(world: World) -> None:
+    target = world.open(0, "target")
+    io_id, _, _, _ = world.call(1, BeginWrite(0, 1, 0, 0, P))
+    assert run(world, 0, CopyRange(0, 1, 3 * P, target, 0, P)) == []
+    for client, request in ((0, Munmap(0, 1)), (0, Close(0, 1)), (1, Munmap(0, 2)), (1, Close(0, 1))):
+        world.call(client, request)
+    world.call(1, Unlink(0, "file"))
+    world.call(1, EndIo(0, io_id, 0))
+    run(world)
+    assert world.call(0, Read(0, target, 0, 1)) == b"\4"
+    world.check()
+
+
 # --- leases ----------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +284,50 @@ def test_an_evicted_writer_keeps_its_blocks_from_moving(world: World) -> None:
     assert world.call(1, Read(0, 1, 2 * P, P)) == before
     assert world.coordinator.fs.device.frames.quarantined_pages >= 1
     world.check()
+
+
+def test_an_evicted_writer_keeps_unwritten_blocks_from_moving_too(world: World) -> None:
+    """They would become another page's, and the next file's when that page is cut off."""
+    world.call(1, Fallocate(0, 1, 0, P, P))
+    _, _, _, flat = world.call(0, BeginWrite(0, 1, P, 0, P))
+    lent_pfn = flat[0] // P
+    world.stopped.add(0)
+    tick(world, ACK_TIMEOUT_S)
+    world.call(1, Fallocate(0, 1, int(FallocateMode.COLLAPSE_RANGE), 0, P))
+    assert blocks(world) == 2, "what was allocated stays so"
+    world.call(1, Write(0, 1, 4, 0, b"x"))
+    world.pmem.write(lent_pfn * P, b"late")
+    assert world.call(1, Read(0, 1, 0, 4)) == bytes(4)
+    world.call(1, Fallocate(0, 1, PUNCH_HOLE, 0, P))
+    assert not any(world.coordinator.fs.device.frames.free.pieces(lent_pfn, lent_pfn + 1))
+    world.check()
+
+
+def test_a_long_write_that_ends_in_the_last_page_leaves_zeroes_behind_it(world: World) -> None:
+    """I6: what a mapping has stored there past the old end is not there after the size has changed."""
+    world.call(1, Truncate(0, 1, 3 * P + 10))
+    pfn = world.clients[0].windows[1].translations[3].pfn
+    world.pmem.write(pfn * P + 10, b"\xff" * (P - 10))
+    io_id, _, _, _ = world.call(1, BeginWrite(0, 1, 0, 0, 3 * P + 20))
+    world.pmem.write(pfn * P, b"\1" * 20)
+    world.call(1, EndIo(0, io_id, 3 * P + 20))
+    assert world.pmem.read(pfn * P, P) == b"\1" * 20 + bytes(P - 20)
+
+
+def test_many_holes_are_locked_at_one_look(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look for each hole at all that are locked would be quadratic."""
+    looks: list[tuple[int, int]] = []
+    first_held = EntryLocks.first_held
+
+    def look(self: EntryLocks, start: int, end: int) -> int | None:
+        looks.append((start, end))
+        return first_held(self, start, end)
+
+    world.call(1, Write(0, 1, 2 * P, 0, b"x"))
+    monkeypatch.setattr(EntryLocks, "first_held", look)
+    world.call(0, BeginWrite(0, 1, 0, 0, 6 * P))
+    assert looks == [(0, 6)]
+    assert len(world.coordinator.fs.names["file"].entry_locks) == 3
 
 
 # --- private VMAs ----------------------------------------------------------------------------------------------------
@@ -290,6 +378,7 @@ def test_pages_that_a_vma_loses_are_dropped_before_the_answer(world: World, chan
     run(world)
     assert order_to(world, 0, Unmap).ranges == [1, 2, 2]
     assert not world.clients[0].answers
+    world.check()
     world.step(Event("order", 0))
     world.step(Event("fault", 0))
     assert world.clients[0].answers.pop() == Reply(99, None)
