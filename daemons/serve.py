@@ -10,6 +10,7 @@ import sys
 from typing import Final
 
 from dax_mp.daemons.signals import Stopped, StopSignals
+from dax_mp.delays import STEPS, check_delay
 from dax_mp.sizes import parse_size
 
 EXIT_ERROR: Final = 1
@@ -63,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ready-fd", type=int, metavar="FD", help="write a line of JSON there when serving, or why not"
     )
+    parser.add_argument(
+        "--delay",
+        type=_delay,
+        action="append",
+        default=[],
+        metavar="STEP=SECONDS",
+        help=f"let every operation wait so long at this step, to debug what may happen there: {', '.join(STEPS)}",
+    )
     parser.add_argument("--debug", action="store_true", help="check every invariant after every event (slow)")
     return parser
 
@@ -85,6 +94,15 @@ def _seconds(text: str) -> float:
     if not 0.01 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"not a time between 0.01 and 3600 seconds: {text!r}")
     return seconds
+
+
+def _delay(text: str) -> tuple[str, float]:
+    step, _, time = text.partition("=")
+    try:
+        check_delay(step, None)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return step, _seconds(time)
 
 
 def _one_line(error: OSError) -> str:

@@ -68,6 +68,8 @@ def serve(options: argparse.Namespace, signals: StopSignals) -> None:
         coordinator = Coordinator(
             _device(options, regions), options.ack_timeout, _welcome(options, regions), debug=options.debug
         )
+        for step, seconds in options.delay:
+            coordinator.fs.delays.delay(step, seconds)
         context = zmq.Context()
         stack.callback(context.destroy, linger=0)
         pager = Router(context, pager_address(directory.path), PAGER_QUEUE_MESSAGES)

@@ -26,6 +26,14 @@ STEPS: Final = (
 """The steps that can be delayed, and how things stand there."""
 
 
+def check_delay(step: str, seconds: float | None) -> None:
+    """Raises ValueError where that is no step, or no time. seconds: None for a step that is held."""
+    if step not in STEPS:
+        raise ValueError(f"{step!r} is no step: {', '.join(STEPS)}")
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise ValueError(f"{step} cannot be delayed by {seconds} s")
+
+
 class Delays:
     """Which steps are delayed, and the operations that a test holds at one."""
 
@@ -37,20 +45,13 @@ class Delays:
 
     def hold(self, step: str) -> None:
         """Let every operation wait at this step until `let_go`."""
-        self._check(step)
+        check_delay(step, None)
         self._seconds[step] = None
 
     def delay(self, step: str, seconds: float) -> None:
         """Let every operation wait at this step for so long. Raises ValueError: no such step, or no such time."""
-        self._check(step)
-        if not 0 < seconds < float("inf"):
-            raise ValueError(f"{step} cannot be delayed by {seconds} s")
+        check_delay(step, seconds)
         self._seconds[step] = seconds
-
-    @staticmethod
-    def _check(step: str) -> None:
-        if step not in STEPS:
-            raise ValueError(f"{step!r} is no step: {', '.join(STEPS)}")
 
     def at(self, step: str) -> Completion | None:
         """What an operation that is at this step has to wait for; None where it goes on."""

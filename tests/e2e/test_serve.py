@@ -17,7 +17,9 @@ import pytest
 from coordinator_process import CoordinatorProcess, Serve, serve_command, wait_until
 from dax_mp.daemons.region import PAGE_SIZE_BYTES
 from dax_mp.daemons.start import PAGE_CACHE_PAGES_MIN
+from dax_mp.delays import STEPS
 from dax_mp.endpoint import Record
+from dax_mp.messages import Fstat, Open, OpenFlag, Truncate, Write
 from dax_mp.superblock import Superblock
 from raw_peer import RawPeer
 
@@ -321,6 +323,9 @@ def test_the_refusal_is_one_line_on_stderr(endpoint: str) -> None:
         ("--ack-timeout", "nan"),
         ("--hole-policy", "both"),
         ("--page-cache-size", "-1"),
+        ("--delay", "truncate.unmapped"),
+        ("--delay", "truncate.unmapped=0"),
+        ("--delay", "truncate.unmapped=soon"),
         ("stray",),
     ],
 )
@@ -330,6 +335,31 @@ def test_wrong_usage(endpoint: str, options: tuple[str, ...]) -> None:
     assert "Traceback" not in refused.stderr
     assert options[0] in refused.stderr
     assert not os.path.exists(endpoint)
+
+
+def test_a_delay_at_no_step_is_refused_with_the_steps_that_there_are(endpoint: str) -> None:
+    refused = run_serve("--endpoint", endpoint, "--delay", "truncate=1")
+    assert refused.returncode == 2
+    for step in STEPS:
+        assert step in refused.stderr
+
+
+# --- delays -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_delayed_and_nobody_but_who_is_there(serve: Serve) -> None:
+    """A write waits at its step; its session and others are served meanwhile. A shorter delay ends by the clock."""
+    coordinator = serve("--delay", "write.before_copy=3600", "--delay", "truncate.size_set=0.01")
+    with RawPeer(coordinator.endpoint) as writer, RawPeer(coordinator.endpoint) as other:
+        for peer in (writer, other):
+            peer.hello()
+        handle, _, _ = writer.request(Open(1, "delayed", OpenFlag.CREATE))
+        writer.send(Write(2, handle, 0, 0, b"data"))
+        assert writer.request(Fstat(3, handle))["size_bytes"] == 0  # comes after the write, and is answered before
+        handle, _, _ = other.request(Open(1, "other", OpenFlag.CREATE))
+        for size_bytes in (PAGE_SIZE_BYTES, 0):
+            assert other.request(Truncate(2, handle, size_bytes)) is None
+        assert writer.request(Fstat(4, 1))["blocks"] == 1  # a step further, the block is there and the data not
 
 
 def test_a_page_cache_without_its_policy_is_refused(serve: Serve) -> None:
