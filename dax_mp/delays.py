@@ -64,9 +64,13 @@ class Delays:
         self._held.setdefault(step, []).append(held)
         return held
 
+    def pass_by(self, step: str) -> None:
+        """Let who comes to this step from now on pass it; who is held there stays."""
+        self._seconds.pop(step, None)
+
     def let_go(self, step: str) -> int:
         """Delay this step no more, and let those that are held at it go on. Returns how many did."""
-        del self._seconds[step]
+        self.pass_by(step)
         held = self._held.pop(step, [])
         for completion in held:
             completion.complete()

@@ -90,7 +90,8 @@ class OnePager:
                 self.window.map(*order.segments[at : at + 5])
         elif isinstance(order, Unmap):
             for at in range(0, len(order.ranges), 3):
-                self.window.unmap(*order.ranges[at + 1 : at + 3])
+                _, pgoff, length_pages = order.ranges[at : at + 3]
+                self.window.unmap(pgoff, length_pages)
             self.coordinator.receive_pager(TOKEN, UnmapAck(order.request_id))
 
     def touch(self, pgoff: int, write: bool) -> None:

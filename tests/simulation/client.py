@@ -83,13 +83,17 @@ class Translation(NamedTuple):
 
 
 class Window:
-    """Reserved address space, and what is mapped there."""
+    """Reserved address space, and what is mapped there.
 
-    def __init__(self, vma_id: int, pgoff: int, length_pages: int) -> None:
+    copies: of a private window, the values of the pages that have been copied on write; None of a shared one.
+    """
+
+    def __init__(self, vma_id: int, pgoff: int, length_pages: int, private: bool = False) -> None:
         self.vma_id = vma_id
         self.pgoff = pgoff
         self.length_pages = length_pages
         self.translations: dict[int, Translation] = {}
+        self.copies: dict[int, int] | None = {} if private else None
 
     def map(self, pgoff: int, length_pages: int, target: int, pfn: int, access: int) -> None:
         assert self.pgoff <= pgoff and pgoff + length_pages <= self.pgoff + self.length_pages, "mapped outside a window"
@@ -97,9 +101,10 @@ class Window:
             frame = 0 if target == Target.ZERO else pfn + page - pgoff
             self.translations[page] = Translation(target, frame, access)
 
-    def unmap(self, pgoff: int, length_pages: int) -> None:
-        for page in [page for page in self.translations if pgoff <= page < pgoff + length_pages]:
-            del self.translations[page]
+    def unmap(self, pgoff: int, length_pages: int, even_cows: bool = False) -> None:
+        for pages in (self.translations, self.copies if even_cows else None):
+            for page in [page for page in pages or () if pgoff <= page < pgoff + length_pages]:
+                del pages[page]  # type: ignore[union-attr]  # None has no page
 
 
 class State(Enum):
@@ -175,18 +180,29 @@ class Client:
         window = self.windows.get(operation.vma_id)
         if self.evict_errno or window is None:
             return self._end(number, Failed(self.evict_errno or errno.ESTALE))
-        write = isinstance(operation, Store)
+        if window.copies is not None and operation.pgoff in window.copies:
+            return self._access_copy(number, window.copies, operation)
+        write = isinstance(operation, Store) and window.copies is None
         wanted = Access.WRITE if write else Access.READ
         translation = window.translations.get(operation.pgoff)
         if translation is None or not translation.access & wanted:
             thread.state, thread.waits_for = State.FAULTING, self._new_id()
             self.pager_requests.append(Fault(thread.waits_for, operation.vma_id, operation.pgoff, int(write)))
             return None
+        if isinstance(operation, Store) and window.copies is not None:
+            return self._access_copy(number, window.copies, operation)
         if isinstance(operation, Store):
             address = translation.pfn * PAGE_SIZE
             self._memory[translation.target].write(address, operation.value.to_bytes(VALUE_BYTES, "little"))
             return self._end(number, None)
         return self._end(number, self._load(translation))
+
+    def _access_copy(self, number: int, copies: dict[int, int], operation: Load | Store) -> Ended:
+        """A page of a private window that has been copied, or is copied now: a store covers all of its value."""
+        if isinstance(operation, Store):
+            copies[operation.pgoff] = operation.value
+            return self._end(number, None)
+        return self._end(number, copies[operation.pgoff])
 
     def _load(self, translation: Translation) -> int:
         if translation.target == Target.ZERO:
@@ -227,7 +243,9 @@ class Client:
         assert isinstance(operation, Call), f"an answer to {operation}"
         if isinstance(operation.request, Mmap) and not self.evict_errno:
             request = operation.request
-            self.windows[answer.value] = Window(answer.value, request.pgoff, request.length_pages)
+            self.windows[answer.value] = Window(
+                answer.value, request.pgoff, request.length_pages, bool(request.private)
+            )
         return self._end(number, answer.value)
 
     def receive_order(self, channel: int = 0) -> list[Ended]:
@@ -259,7 +277,7 @@ class Client:
         for at in range(0, len(order.ranges), 3):
             vma_id, pgoff, length_pages = order.ranges[at : at + 3]
             if window := self.windows.get(vma_id):
-                window.unmap(pgoff, length_pages)
+                window.unmap(pgoff, length_pages, bool(order.even_cows))
         self.pager_requests.append(UnmapAck(order.request_id))
 
     def _evict(self, order: Evict) -> list[Ended]:

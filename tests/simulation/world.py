@@ -149,9 +149,18 @@ class World:
         self.ino_of_handle[client, handle] = ino
         return int(handle)
 
-    def map(self, client: int, handle: int, length_pages: int, pgoff: int = 0, access: int = READ_WRITE) -> int:
+    def map(
+        self,
+        client: int,
+        handle: int,
+        length_pages: int,
+        pgoff: int = 0,
+        access: int = READ_WRITE,
+        private: bool = False,
+    ) -> int:
         """Returns the VMA's id."""
-        vma_id = int(self.call(client, Mmap(0, handle, pgoff, length_pages, access, 0)))
+        access = int(Access.READ) if private else access
+        vma_id = int(self.call(client, Mmap(0, handle, pgoff, length_pages, access, int(private))))
         self.ino_of_vma[vma_id] = self.ino_of_handle[client, handle]
         return vma_id
 
