@@ -7,18 +7,35 @@ from setuptools import Extension, setup
 SOURCES = [
     "module.c",
     "window_type.c",
+    "window_items.c",
+    "window_ranges.c",
     "pager_type.c",
     "window.c",
+    "window_table.c",
+    "translations.c",
+    "scratch.c",
     "private.c",
     "io.c",
     "fault.c",
     "bus_error.c",
     "pager.c",
+    "fault_queue.c",
+    "orders.c",
     "wire.c",
     "zmtp.c",
     "thread.c",
 ]
-HEADERS = ["mmu.h", "module.h", "bus_error.h", "wire.h", "zmtp.h", "thread.h"]
+HEADERS = [
+    "mmu.h",
+    "module.h",
+    "window.h",
+    "window_object.h",
+    "pager.h",
+    "bus_error.h",
+    "wire.h",
+    "zmtp.h",
+    "thread.h",
+]
 FLAGS = ["-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden"]
 if os.environ.get("DAX_MP_WERROR"):  # for CI: a newer compiler's new warning must not break a user's build
     FLAGS.append("-Werror")

@@ -1,10 +1,20 @@
 """The client's MMU: windows of address space, the fault handler and the pager thread, in C.
 
-One fault, in order: `fault.c` (the signal handler posts it and sleeps), `pager.c` (sends Fault, receives Map),
-`window.c` (mmap(MAP_FIXED) over the window), `fault.c` (the thread wakes and its instruction runs again). Where there
-is nothing to map, `bus_error.c` makes an exception of it. `wire.c` reads and writes the few msgpack messages of the
-pager channel, and `zmtp.c` is the ZeroMQ connection under it. What Python sees is in `module.c`, `pager_type.c` and
-`window_type.c`. `mmu.h` says who may do what, and in which order locks are taken.
+| file | concept |
+|---|---|
+| `fault.c` | the handler of SIGSEGV and SIGBUS: posts a fault and sleeps until it is answered |
+| `fault_queue.c` | faults on their way to the pager's thread, and answers on their way back |
+| `pager.c`, `orders.c` | the pager's thread; what the coordinator orders it to map and unmap |
+| `window.c`, `window_table.c` | address space; how the handler finds a window without a lock |
+| `translations.c`, `private.c` | what is mapped in a window; copies of pages of private ones |
+| `scratch.c`, `bus_error.c` | an access that has nothing to map: a page to end on, an exception |
+| `io.c` | long reads and writes |
+| `wire.c`, `zmtp.c`, `thread.c` | the few msgpack messages of the pager channel; the ZeroMQ connection; threads |
+| `module.c`, `pager_type.c`, `window_type.c`, `window_items.c`, `window_ranges.c` | what Python sees |
+
+One fault, in order: `fault.c` (posts it), `fault_queue.c` (sends Fault), `orders.c` (receives Map), `translations.c`
+(mmap(MAP_FIXED) over the window), `fault.c` (the thread wakes and its instruction runs again). `mmu.h` says who may do
+what, and in which order locks are taken.
 """
 
 from dax_mp.mmu._mmu import (

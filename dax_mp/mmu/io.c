@@ -1,9 +1,9 @@
 /* Direct I/O: copies between a buffer of this process and frames that the coordinator has lent it.
  *
  * The copy is a system call on the region's descriptor, so a page of the buffer that is not mapped ends it early, and
- * raises no signal. `copying` counts the threads in it. An evicted process says Dropped, after which the coordinator gives
- * the frames to others, only when there are none: a thread counts itself first and looks at `error` then, the pager
- * thread sets `error` first and looks at the count then, so that one of the two sees the other.
+ * raises no signal. `copying` counts the threads in it. An evicted process says Dropped, after which the coordinator
+ * gives the frames to others, only when there are none: a thread counts itself first and looks at `error` then, the
+ * pager thread sets `error` first and looks at the count then, so that one of the two sees the other.
  */
 
 #include "mmu.h"

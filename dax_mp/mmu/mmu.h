@@ -3,7 +3,7 @@
  * Who may do what:
  * - The signal handler (fault.c) takes no lock, allocates nothing and frees nothing. It searches the window table,
  *   posts a `struct fault` that lies on its own stack to the window's pager, and sleeps until that is done.
- * - A pager thread (pager.c) never takes the GIL. It is the only one that maps anything but scratch pages.
+ * - A pager thread (pager.c, orders.c) never takes the GIL. It is the only one that maps anything but scratch pages.
  * - `windows_lock()` is held by whoever opens or closes a window, changes what it has mapped, or forks. A holder
  *   touches no window's memory and waits for nothing but mmap(2), so it may be taken with the GIL held.
  *
@@ -29,7 +29,7 @@
 
 struct pager;
 
-/* --- windows (window.c) ------------------------------------------------------------------------------------------ */
+/* --- windows (window.c, window_table.c) -------------------------------------------------------------------------- */
 
 enum { SCRATCH_RANGES = 16 };
 
@@ -55,7 +55,7 @@ struct window {
     uint64_t mappings; /* windows_lock(): mmap(2) calls since nothing was mapped, about its number of VMAs */
     uint64_t kept;     /* windows_lock(): how many pins it has; its translations are not given up */
     uint64_t touched_first, touched_end; /* windows_lock(): private ones: no page outside has ever been mapped */
-    _Atomic uint64_t scratch[SCRATCH_RANGES]; /* where it has scratch pages, see window.c; 0 no range */
+    _Atomic uint64_t scratch[SCRATCH_RANGES]; /* where it has scratch pages, see scratch.c; 0 no range */
     _Atomic bool scratch_everywhere;          /* there were more ranges than that */
 };
 
@@ -68,8 +68,8 @@ void windows_unlock(void);
 /* Reserves address space and makes the window findable. `*window` when 0, else an errno. */
 int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t length_pages, bool writable,
                 bool is_private, void *object, struct window **window);
-/* Lets the window end after `length_pages`. Where its address space cannot grow in place, it gets another, if `may_move`
- * says that nobody has an address in it; else EBUSY. 0 or an errno. */
+/* Lets the window end after `length_pages`. Where its address space cannot grow in place, it gets another, if
+ * `may_move` says that nobody has an address in it; else EBUSY. 0 or an errno. */
 int window_resize(struct window *window, uint64_t length_pages, bool may_move);
 /* In the child of a fork: the window is that VMA of that pager from now on. */
 void window_rebind(struct window *window, struct pager *pager, uint64_t vma_id);
@@ -81,8 +81,15 @@ void window_close(struct window *window);
 /* The open window that `address` is in, or NULL. Takes no lock. */
 struct window *window_at(uintptr_t address);
 
-/* The rest with windows_lock() held. Ranges are in pages of the file, and are clipped to the window. */
+/* Whether any window is open. Takes windows_lock() itself. */
+bool windows_any(void);
+
+/* With windows_lock() held. */
 struct window *window_of(struct pager *pager, uint64_t vma_id);
+
+/* --- translations (translations.c) ------------------------------------------------------------------------------- */
+
+/* With windows_lock() held. Ranges are in pages of the file, and are clipped to the window. */
 /* Maps frames of `fd` from frame `pfn` on; the kernel's zero page where fd is -1. 0 or an errno. */
 int window_map(struct window *window, uint64_t pgoff, uint64_t length_pages, int prot, int fd, uint64_t pfn);
 /* Drops the translations of a range: an access to it is a fault again. even_cows: private copies too. */
@@ -91,10 +98,10 @@ void pager_windows_unmap(struct pager *pager);
 /* Unmaps windows until half of all mappings are gone. False: there was nothing to give up. */
 bool windows_give_up_mappings(void);
 
+/* --- scratch pages (scratch.c) ----------------------------------------------------------------------------------- */
+
 /* Drops the scratch pages of all windows. Takes windows_lock() itself. */
 void windows_drop_scratch(void);
-/* Whether any window is open. Takes windows_lock() itself. */
-bool windows_any(void);
 
 /* Puts private memory under a page whose access failed, so that the instruction can end; and under the pages after
  * it, as far as `length_pages` goes and a bound allows. Needs no lock. 0 or an errno. */
@@ -146,7 +153,7 @@ int signals_claim(void);
 /* Puts back what was behind the handler, where it is the first. 0 or an errno. */
 int signals_release(void);
 
-/* --- pagers (pager.c) -------------------------------------------------------------------------------------------- */
+/* --- pagers (pager.c, fault_queue.c, io.c) ----------------------------------------------------------------------- */
 
 enum { TOKEN_BYTES = 16, PAGER_BUCKETS = 256 };
 
@@ -167,7 +174,7 @@ struct pager {
     struct pager_config config; /* with file descriptors and a path of its own */
     pthread_t thread;
 
-    /* Shared with the signal handler: see "posting" in pager.c. */
+    /* Shared with the signal handler: see fault_queue.c. */
     _Atomic(struct fault *) posted;
     _Atomic uint64_t last_fault_id;
     _Atomic uint32_t posting;
@@ -204,11 +211,12 @@ void pagers_after_fork_in_child(void);
 void pager_serve(struct pager *pager, struct fault *fault);
 void pager_count(struct pager *pager, enum pager_counter counter, uint64_t by);
 
-/* Copies between a buffer and lent frames of the PMem region, in system calls. Returns how many bytes: fewer where a page
- * of the buffer is not mapped. -1: nothing was copied, and `*error` says why. Blocks: without the GIL. */
-void pager_await_copies(struct pager *pager);
+/* Copies between a buffer and lent frames of the PMem region, in system calls. Returns how many bytes: fewer where a
+ * page of the buffer is not mapped. -1: nothing was copied, and `*error` says why. Blocks: without the GIL. */
 ssize_t pager_store(struct pager *pager, const char *from, size_t count, uint64_t offset_bytes, int *error);
 ssize_t pager_load(struct pager *pager, char *to, size_t count, uint64_t offset_bytes, int *error);
+/* Returns when no thread is in one of the two. */
+void pager_await_copies(struct pager *pager);
 
 /* --- bus errors (bus_error.c) ------------------------------------------------------------------------------------ */
 

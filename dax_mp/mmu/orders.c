@@ -1,0 +1,140 @@
+/* What the coordinator orders on the pager channel, carried out one after the other on the pager's thread. */
+
+#include "pager.h"
+
+#include <errno.h>
+
+/* messages.py: Target and Access */
+enum target { TARGET_PMEM, TARGET_DRAM, TARGET_ZERO };
+enum { ACCESS_READ = 1, ACCESS_WRITE = 2 };
+
+struct segment {
+    uint64_t pgoff;
+    uint64_t length_pages;
+    uint64_t target;
+    uint64_t pfn;
+    uint64_t access;
+};
+_Static_assert(sizeof(struct segment) == 5 * sizeof(uint64_t), "a segment is five items of a Map");
+
+struct range {
+    uint64_t vma_id;
+    uint64_t pgoff;
+    uint64_t length_pages;
+};
+_Static_assert(sizeof(struct range) == 3 * sizeof(uint64_t), "a range is three items of an Unmap");
+
+/* Whether frames have an offset in their region. Pages need no such check: they are clipped to the window. */
+static bool has_offset(uint64_t pfn, uint64_t length_pages)
+{
+    uint64_t frames_max = INT64_MAX / page_size_bytes();
+
+    return length_pages <= frames_max && pfn <= frames_max - length_pages;
+}
+
+static int region_fd(const struct pager *pager, uint64_t target)
+{
+    return target == TARGET_PMEM ? pager->config.pmem_fd : target == TARGET_DRAM ? pager->config.dram_fd : -1;
+}
+
+static bool is_valid_segment(const struct pager *pager, const struct segment *segment)
+{
+    if (segment->target > TARGET_ZERO || (segment->target != TARGET_ZERO && region_fd(pager, segment->target) < 0))
+        return false;
+    if (!segment->access || segment->access > (ACCESS_READ | ACCESS_WRITE))
+        return false;
+    return has_offset(segment->pfn, segment->length_pages);
+}
+
+static int map_segment(struct pager *pager, struct window *window, const struct segment *segment)
+{
+    bool writable = segment->access & ACCESS_WRITE && segment->target != TARGET_ZERO && window->writable;
+
+    return window_map(window, segment->pgoff, segment->length_pages, PROT_READ | (writable ? PROT_WRITE : 0),
+                      region_fd(pager, segment->target), segment->pfn);
+}
+
+static int on_map(struct pager *pager, const struct message *message)
+{
+    const struct segment *segments = (const struct segment *)message->items;
+    size_t count = message->items_count / 5;
+    struct window *window;
+    struct fault *fault;
+    int error = 0;
+
+    for (size_t i = 0; i < count; i++)
+        if (!is_valid_segment(pager, &segments[i]))
+            return EPROTO;
+    if (atomic_load(&pager->error)) /* nothing is mapped any more, and that stays so */
+        return 0;
+    windows_lock();
+    window = window_of(pager, message->fields[1]); /* NULL: it was closed meanwhile */
+    for (size_t i = 0; window && i < count && !error; i++)
+        error = map_segment(pager, window, &segments[i]);
+    windows_unlock();
+    pager_count(pager, COUNT_MAPS, 1);
+    fault = pager_take_fault(pager, message->fields[0]);
+    if (fault && error)
+        fault_fail(pager, fault, error, fault->pgoff, 1);
+    else if (fault)
+        fault_answer(fault, 0);
+    return 0;
+}
+
+static int on_fault_error(struct pager *pager, const struct message *message)
+{
+    uint64_t pgoff = message->fields[2], length_pages = message->fields[3], error = message->fields[4];
+    struct fault *fault;
+
+    if (!error || error > INT16_MAX)
+        return EPROTO;
+    fault = pager_take_fault(pager, message->fields[0]);
+    if (fault)
+        fault_fail(pager, fault, (int)error, pgoff, length_pages);
+    return 0;
+}
+
+static int on_unmap(struct pager *pager, const struct message *message)
+{
+    const struct range *ranges = (const struct range *)message->items;
+    size_t count = message->items_count / 3;
+
+    windows_lock();
+    for (size_t i = 0; i < count; i++) {
+        struct window *window = window_of(pager, ranges[i].vma_id);
+
+        if (window)
+            window_unmap(window, ranges[i].pgoff, ranges[i].length_pages, message->fields[1] != 0);
+    }
+    windows_unlock();
+    pager_count(pager, COUNT_UNMAPS, 1);
+    pager_send(pager, MESSAGE_UNMAP_ACK, &message->fields[0], 1);
+    return 0;
+}
+
+static int on_evict(struct pager *pager, const struct message *message)
+{
+    if (!message->fields[0] || message->fields[0] > INT16_MAX)
+        return EPROTO;
+    pager_seal(pager, (int)message->fields[0]);
+    pager_drop_all(pager);
+    pager_await_copies(pager);
+    pager_send(pager, MESSAGE_DROPPED, NULL, 0);
+    return 0;
+}
+
+int pager_obey(struct pager *pager, const struct message *message)
+{
+    switch (message->type) {
+    case MESSAGE_MAP:
+        return on_map(pager, message);
+    case MESSAGE_FAULT_ERROR:
+        return on_fault_error(pager, message);
+    case MESSAGE_UNMAP:
+        return on_unmap(pager, message);
+    case MESSAGE_EVICT:
+        return on_evict(pager, message);
+    default:
+        return EPROTO; /* a second PagerReady */
+    }
+}

@@ -1,0 +1,107 @@
+/* Scratch pages: what an access ends on that has nothing to map, where its instruction cannot be given up.
+ *
+ * A window remembers the ranges it has scratch pages in, each in one word, so that the handler can add one without the
+ * lock when the pager is no more. To drop a page that is not scratch (any more) would mostly cost a fault and no more;
+ * but when the coordinator is gone, what is mapped is all there will ever be. So only when there are more ranges than
+ * can be remembered is the whole window dropped.
+ */
+
+#include "window.h"
+
+#include <errno.h>
+
+enum { SCRATCH_BYTES_MAX = 2 << 20 };
+static _Atomic bool any_scratch;
+
+enum { SCRATCH_LENGTH_BITS = 24 };
+static const uint64_t SCRATCH_LENGTH_MASK = (1 << SCRATCH_LENGTH_BITS) - 1;
+
+static uint64_t scratch_range(uint64_t first_page, uint64_t length_pages)
+{
+    return first_page << SCRATCH_LENGTH_BITS | length_pages;
+}
+
+static uint64_t scratch_first(uint64_t range)
+{
+    return range >> SCRATCH_LENGTH_BITS;
+}
+
+static uint64_t scratch_length(uint64_t range)
+{
+    return range & SCRATCH_LENGTH_MASK;
+}
+
+/* A loop over an array leaves one range, however long it is. */
+static bool extend_scratch(_Atomic uint64_t *range, uint64_t first_page, uint64_t length_pages)
+{
+    uint64_t old = atomic_load(range), new;
+
+    do {
+        if (!old || scratch_first(old) + scratch_length(old) != first_page ||
+            scratch_length(old) + length_pages > SCRATCH_LENGTH_MASK)
+            return false;
+        new = scratch_range(scratch_first(old), scratch_length(old) + length_pages);
+    } while (!atomic_compare_exchange_weak(range, &old, new));
+    return true;
+}
+
+static void remember_scratch(struct window *window, uint64_t first_page, uint64_t length_pages)
+{
+    uint64_t range = scratch_range(first_page, length_pages);
+    bool remembered = false;
+
+    for (size_t i = 0; i < SCRATCH_RANGES && !remembered; i++)
+        remembered = extend_scratch(&window->scratch[i], first_page, length_pages);
+    for (size_t i = 0; i < SCRATCH_RANGES && !remembered; i++) {
+        uint64_t none = 0;
+
+        remembered = atomic_compare_exchange_strong(&window->scratch[i], &none, range);
+    }
+    if (!remembered)
+        atomic_store(&window->scratch_everywhere, true);
+    atomic_store(&any_scratch, true);
+}
+
+int window_map_scratch(struct window *window, uint64_t pgoff, uint64_t length_pages, bool writable)
+{
+    uint64_t pages_max = SCRATCH_BYTES_MAX / page_size_bytes();
+    uint64_t first = pgoff, end = pgoff + (length_pages < pages_max ? length_pages : pages_max);
+    int prot = PROT_READ | (writable ? PROT_WRITE : 0);
+    int error;
+
+    if (!clip(window, &first, &end))
+        return EFAULT;
+    error = map_over(page_address(window, first), (end - first) * page_size_bytes(), prot, -1, 0);
+    if (!error) /* after the mapping is there: whoever drops the range from here on drops this too */
+        remember_scratch(window, first - window->pgoff, end - first);
+    return error;
+}
+
+void forget_scratch(struct window *window)
+{
+    for (size_t i = 0; i < SCRATCH_RANGES; i++)
+        atomic_store(&window->scratch[i], 0);
+    atomic_store(&window->scratch_everywhere, false);
+}
+
+static void drop_scratch(struct window *window)
+{
+    if (!has_range(window))
+        return;
+    if (atomic_exchange(&window->scratch_everywhere, false))
+        unmap_whole(window);
+    for (size_t i = 0; i < SCRATCH_RANGES; i++) {
+        uint64_t range = atomic_exchange(&window->scratch[i], 0);
+
+        if (range)
+            window_unmap(window, window->pgoff + scratch_first(range), scratch_length(range), true);
+    }
+}
+
+void windows_drop_scratch(void)
+{
+    windows_lock();
+    if (atomic_exchange(&any_scratch, false))
+        for_each_window(drop_scratch);
+    windows_unlock();
+}

@@ -1,0 +1,48 @@
+/* What the files about windows share: window.c, window_table.c, translations.c, scratch.c. */
+
+#ifndef DAX_MP_WINDOW_H
+#define DAX_MP_WINDOW_H
+
+#include "mmu.h"
+
+/* --- address space (window.c) ------------------------------------------------------------------------------------- */
+
+/* Reserves private memory without access, at `address` with MAP_FIXED or the like in `flags`. What is not private is
+ * not inherited by a fork. 0 or an errno; `*reserved` is MAP_FAILED where nothing was reserved. */
+int reserve(void *address, uint64_t length_bytes, bool is_private, int flags, void **reserved);
+char *page_address(const struct window *window, uint64_t pgoff);
+/* Clips a range of the file to the window. False: nothing is left. */
+bool clip(const struct window *window, uint64_t *pgoff, uint64_t *end);
+
+/* --- the table (window_table.c) ----------------------------------------------------------------------------------- */
+
+/* A window that is not open, for the caller to fill; NULL: no memory. */
+struct window *take_free_window(void);
+void give_back_window(struct window *window);
+void publish(struct window *window);
+void withdraw(struct window *window);
+/* The window is at `base` now, and that long. */
+void set_range(struct window *window, uintptr_t base, uint64_t length_pages);
+/* It has no address space any more. */
+void clear_range(struct window *window);
+/* Whether the window is open and has its address space: after a fork it may have lost it. */
+bool has_range(const struct window *window);
+/* The window after `window` in the order of the table, round and round; open or not. NULL: the first one, if any. */
+struct window *next_in_table(struct window *window);
+/* Calls it for every window of the table, open or not. */
+void for_each_window(void (*function)(struct window *window));
+
+/* --- translations (translations.c) -------------------------------------------------------------------------------- */
+
+void translations_init(void);
+/* Drops all translations, but no copies. */
+void unmap_whole(struct window *window);
+/* The window's memory is gone, with all that was mapped there. */
+void forget_mappings(struct window *window);
+int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint64_t offset_bytes);
+
+/* --- scratch pages (scratch.c) ------------------------------------------------------------------------------------ */
+
+void forget_scratch(struct window *window);
+
+#endif

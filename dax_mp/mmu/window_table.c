@@ -1,0 +1,169 @@
+/* The table of windows.
+ *
+ * The signal handler must find the window of an address at any moment and may take no lock. So windows live in chunks
+ * that are added and never freed, and an entry is published by the release store of its base address, after all else,
+ * and withdrawn by clearing it, before all else. A search reads the two dense arrays of each chunk.
+ */
+
+#include "window.h"
+
+#include <stdlib.h>
+
+enum { CHUNK_WINDOWS = 256 };
+
+struct chunk {
+    _Atomic uintptr_t base[CHUNK_WINDOWS]; /* 0: no window; the release store of it publishes all else */
+    _Atomic uintptr_t end[CHUNK_WINDOWS];
+    _Atomic(struct chunk *) next;
+    struct window windows[CHUNK_WINDOWS];
+};
+
+static _Atomic(struct chunk *) chunks;
+static struct window *free_windows;
+static size_t windows_open;
+
+static bool add_chunk(void)
+{
+    struct chunk *chunk = calloc(1, sizeof *chunk);
+
+    if (!chunk)
+        return false;
+    for (size_t i = CHUNK_WINDOWS; i-- > 0;) {
+        chunk->windows[i].chunk = chunk;
+        chunk->windows[i].index = i;
+        chunk->windows[i].next = free_windows;
+        free_windows = &chunk->windows[i];
+    }
+    atomic_store_explicit(&chunk->next, atomic_load_explicit(&chunks, memory_order_relaxed), memory_order_relaxed);
+    atomic_store_explicit(&chunks, chunk, memory_order_release);
+    return true;
+}
+
+static struct window **bucket(struct pager *pager, uint64_t vma_id)
+{
+    return &pager->windows[vma_id % PAGER_BUCKETS];
+}
+
+struct window *take_free_window(void)
+{
+    struct window *window;
+
+    if (!free_windows && !add_chunk())
+        return NULL;
+    window = free_windows;
+    free_windows = window->next;
+    return window;
+}
+
+void give_back_window(struct window *window)
+{
+    window->next = free_windows;
+    free_windows = window;
+}
+
+void set_range(struct window *window, uintptr_t base, uint64_t length_pages)
+{
+    uintptr_t end = base + length_pages * page_size_bytes();
+
+    window->base = base;
+    window->length_pages = length_pages;
+    atomic_store_explicit(&window->chunk->end[window->index], end, memory_order_relaxed);
+    atomic_store_explicit(&window->chunk->base[window->index], base, memory_order_release);
+}
+
+void clear_range(struct window *window)
+{
+    atomic_store_explicit(&window->chunk->base[window->index], 0, memory_order_release);
+}
+
+bool has_range(const struct window *window)
+{
+    return atomic_load_explicit(&window->chunk->base[window->index], memory_order_relaxed) != 0;
+}
+
+void publish(struct window *window)
+{
+    window->next = *bucket(window->pager, window->vma_id);
+    *bucket(window->pager, window->vma_id) = window;
+    windows_open++;
+    set_range(window, window->base, window->length_pages);
+}
+
+void withdraw(struct window *window)
+{
+    struct window **link = bucket(window->pager, window->vma_id);
+
+    clear_range(window);
+    while (*link != window)
+        link = &(*link)->next;
+    *link = window->next;
+    windows_open--;
+}
+
+void window_rebind(struct window *window, struct pager *pager, uint64_t vma_id)
+{
+    struct window **link;
+
+    windows_lock();
+    for (link = bucket(window->pager, window->vma_id); *link != window; link = &(*link)->next)
+        continue;
+    *link = window->next;
+    window->pager = pager;
+    window->vma_id = vma_id;
+    window->next = *bucket(pager, vma_id);
+    *bucket(pager, vma_id) = window;
+    windows_unlock();
+}
+
+struct window *window_at(uintptr_t address)
+{
+    struct chunk *chunk = atomic_load_explicit(&chunks, memory_order_acquire);
+
+    for (; chunk; chunk = atomic_load_explicit(&chunk->next, memory_order_relaxed))
+        for (size_t i = 0; i < CHUNK_WINDOWS; i++) {
+            uintptr_t base = atomic_load_explicit(&chunk->base[i], memory_order_acquire);
+
+            if (base && address >= base && address < atomic_load_explicit(&chunk->end[i], memory_order_relaxed))
+                return &chunk->windows[i];
+        }
+    return NULL;
+}
+
+struct window *window_of(struct pager *pager, uint64_t vma_id)
+{
+    struct window *window = *bucket(pager, vma_id);
+
+    while (window && window->vma_id != vma_id)
+        window = window->next;
+    return window;
+}
+
+bool windows_any(void)
+{
+    bool any;
+
+    windows_lock();
+    any = windows_open != 0;
+    windows_unlock();
+    return any;
+}
+
+struct window *next_in_table(struct window *window)
+{
+    struct chunk *chunk = window ? window->chunk : NULL;
+
+    if (window && window->index + 1 < CHUNK_WINDOWS)
+        return window + 1;
+    if (chunk)
+        chunk = atomic_load_explicit(&chunk->next, memory_order_relaxed);
+    if (!chunk)
+        chunk = atomic_load_explicit(&chunks, memory_order_relaxed);
+    return chunk ? &chunk->windows[0] : NULL;
+}
+
+void for_each_window(void (*function)(struct window *window))
+{
+    for (struct chunk *chunk = atomic_load(&chunks); chunk; chunk = atomic_load(&chunk->next))
+        for (size_t i = 0; i < CHUNK_WINDOWS; i++)
+            function(&chunk->windows[i]);
+}
