@@ -6,7 +6,7 @@ import threading
 from typing import Any, cast
 
 from dax_mp import mmu
-from mmu_rig import PAGE, VMA, Rig, failure_of, scenario
+from mmu_rig import PAGE, VMA, Rig, array_of, failure_of, scenario
 
 
 def private_window(rig: Rig, pages: int) -> mmu.Window:
@@ -92,6 +92,39 @@ def private_holes(rig: Rig) -> None:
     rig.region[:] = b"n" * len(rig.region)
     assert (window[700 * PAGE], window[700 * PAGE + 1]) == (7, 0)
     assert window[3 * PAGE] == ord("n")
+
+
+@scenario
+def a_load_and_a_store_past_the_end(rig: Rig) -> None:
+    """The page that the load ended on is no copy: the store that follows fails as well."""
+    rig.coordinator.set(size_pages=1)
+    window = private_window(rig, 2)
+    array = array_of(window)
+
+    def add() -> None:
+        array[PAGE : PAGE + 64] += 1
+
+    assert failure_of(add).errno == errno.EFAULT
+    rig.coordinator.set(size_pages=2)
+    assert window[PAGE : PAGE + 64] == bytes(64)
+
+
+@scenario
+def many_stores_past_the_end(rig: Rig) -> None:
+    """More places than a window remembers: no page stays that these stores ended on."""
+    pages = 256
+    rig.coordinator.set(size_pages=2)
+    window = private_window(rig, pages)
+    array = array_of(window)
+    array[PAGE] = 5
+
+    def store() -> None:
+        array[4 * PAGE :: 4 * PAGE] = 1
+
+    assert failure_of(store).errno == errno.EFAULT
+    rig.coordinator.set(size_pages=pages)
+    assert not array[4 * PAGE :: 4 * PAGE].any()
+    assert array[PAGE] == 5, "a copy stays"
 
 
 @scenario

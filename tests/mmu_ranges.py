@@ -3,12 +3,13 @@
 import ctypes
 import errno
 import os
+import threading
 from typing import Any, cast
 
 import pytest
 
 from dax_mp import mmu
-from mmu_rig import PAGE, VMA, BusError, Rig, failure_of, scenario
+from mmu_rig import PAGE, VMA, BusError, Rig, array_of, failure_of, scenario
 
 
 @scenario
@@ -80,6 +81,35 @@ def a_window_grows_under_its_views(rig: Rig) -> None:
 
 
 @scenario
+def views_reach_past_the_end_of_a_window_that_shrank(rig: Rig) -> None:
+    window = rig.window(8)
+    array = array_of(window)
+    array[5 * PAGE] = 7
+    window.resize(PAGE)
+    for access in (lambda: array[5 * PAGE], lambda: array.__setitem__(7 * PAGE, 1)):
+        error = failure_of(access)
+        assert (error.errno, error.window) == (errno.EFAULT, window)
+    window.resize(8 * PAGE)
+    assert (array[5 * PAGE], array[7 * PAGE]) == (7, 0), "the file's pages again"
+
+
+@scenario
+def a_window_shrinks_under_a_copy_without_the_gil(rig: Rig) -> None:
+    length_pages = 2048
+    rig.coordinator.set(hold=True, report=True)
+    window = rig.window(length_pages)
+    failures: list[BusError] = []
+    copier = threading.Thread(target=lambda: failures.append(failure_of(lambda: window[:])))
+    copier.start()
+    rig.coordinator.event()
+    window.resize(PAGE)
+    rig.coordinator.set(hold=False, report=False, size_pages=1)
+    rig.coordinator.tell("answer")
+    copier.join()
+    assert failures[0].errno == errno.EFAULT
+
+
+@scenario
 def a_window_that_cannot_grow_in_place_moves_without_views(rig: Rig) -> None:
     window = rig.window(1)
     window[0] = 5
@@ -105,7 +135,7 @@ def a_kept_window_is_not_given_up(rig: Rig) -> None:
     rig.coordinator.set(stride_pages=2)
     os.ftruncate(rig.region_fd, 64 * 2 * 1000 * PAGE)
     kept = rig.window(64 * 2 * 200, vma_id=VMA + 1)
-    kept.keep(True)
+    kept.keep(0, len(kept), True)
     for start in range(0, 64 * 2 * 200, 64 * 2):
         assert kept[start * PAGE] == 0
     other = rig.window(64 * 2 * 1000)
@@ -116,6 +146,33 @@ def a_kept_window_is_not_given_up(rig: Rig) -> None:
     for start in range(0, 64 * 2 * 200, 64 * 2):
         assert kept[start * PAGE] == 0
     assert rig.pager.counters()["faults"] == faults
+
+
+@scenario
+def a_kept_range_stays_while_the_rest_of_its_window_is_given_up(rig: Rig) -> None:
+    pages = 64 * 2 * 1000
+    rig.coordinator.set(stride_pages=2)
+    os.ftruncate(rig.region_fd, pages * PAGE)
+    window = rig.window(pages)
+    window.keep(64 * PAGE, PAGE, True)
+    window.keep(64 * PAGE, PAGE, True)
+    window.keep(500 * 128 * PAGE, 128 * PAGE, True)
+    for start in range(0, pages, 128):
+        window[start * PAGE] = 1 + start // 128 % 255
+    assert rig.pager.counters()["drops"] > 0
+    faults = rig.pager.counters()["faults"]
+    assert (window[64 * PAGE], window[500 * 128 * PAGE]) == (0, 1 + 500 % 255)
+    assert rig.pager.counters()["faults"] == faults
+    for start in range(0, pages, 128):
+        assert window[start * PAGE] == 1 + start // 128 % 255
+    window.keep(64 * PAGE, PAGE, False)
+    window.keep(64 * PAGE, PAGE, False)
+    for offset, length in ((64 * PAGE, PAGE), (0, PAGE)):
+        with pytest.raises(FileNotFoundError):
+            window.keep(offset, length, False)
+    rig.coordinator.tell("evict", errno.ESTALE)
+    assert rig.coordinator.event() == ["dropped"]
+    assert failure_of(lambda: window[500 * 128 * PAGE]).errno == errno.ESTALE, "an eviction drops kept ranges too"
 
 
 @scenario

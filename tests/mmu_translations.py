@@ -218,6 +218,62 @@ def no_mapping_is_left(rig: Rig) -> None:
     assert third[PAGE] == 6
 
 
+def take_one_more_mapping() -> None:
+    """The kernel lets mmap go one over the limit; with that, no mmap works, not even over what is mapped."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    for protection in (1, 0, 1):
+        libc.mmap(None, ctypes.c_size_t(PAGE), protection, 0x22, -1, ctypes.c_long(0))
+
+
+@scenario
+def an_unmap_needs_no_mapping(rig: Rig) -> None:
+    """A translation that is to go goes, also when mmap says ENOMEM to everything."""
+    rig.coordinator.set(span_pages=8)
+    window = rig.window(8)
+    untouched = rig.window(8, vma_id=VMA + 1)
+    window[:] = b"x" * 8 * PAGE
+    give_back = take_all_mappings()
+    take_one_more_mapping()
+    rig.coordinator.tell("unmap", 3, [VMA, 2, 1, VMA + 1, 0, 8])
+    acknowledged = rig.coordinator.event()[:2]
+    rig.region[2 * PAGE] = ord("y")
+    give_back()
+    assert acknowledged == ["ack", 3]
+    faults = rig.pager.counters()["faults"]
+    assert window[2 * PAGE] == ord("y")
+    assert rig.pager.counters()["faults"] == faults + 1
+    assert window[3 * PAGE] == untouched[0] == ord("x")
+
+
+@scenario
+def the_end_needs_no_mapping(rig: Rig) -> None:
+    """A pager closes, and a window, when mmap says ENOMEM to everything."""
+    windows = [rig.window(8, vma_id=VMA + number) for number in range(4)]
+    windows[1][PAGE] = 1
+    give_back = take_all_mappings()
+    take_one_more_mapping()
+    rig.pager.close()
+    windows[2].close()
+    windows[1].close()
+    give_back()
+    assert failure_of(lambda: windows[3][0]).errno == errno.ESTALE
+
+
+@scenario
+def a_map_larger_than_what_is_left(rig: Rig) -> None:
+    """The page that a fault waits for is mapped, whatever becomes of its neighbours in the same Map."""
+    rig.coordinator.set(stride_pages=2)
+    first, second = rig.window(32), rig.window(256, vma_id=VMA + 1)
+    first[0] = 5
+    give_back = take_all_mappings()
+    second[0] = 6
+    loaded = [second[page * PAGE] for page in (0, 2, 4)]
+    give_back()
+    assert loaded == [6, 0, 0]
+    assert rig.pager.counters()["drops"] > 0
+
+
 @scenario
 def exports_hold_a_window_open(rig: Rig) -> None:
     window = rig.window(1)

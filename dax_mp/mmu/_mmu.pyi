@@ -93,8 +93,11 @@ class Window:
     def drop(self, offset_bytes: int, length_bytes: int, /) -> None:
         """Drop the translations of the whole pages of the range, and private copies (madvise(2), MADV_DONTNEED)."""
 
-    def keep(self, keep: bool, /) -> None:
-        """Never give up the window's translations for vm.max_map_count (a pin), or do so again; calls are counted."""
+    def keep(self, offset_bytes: int, length_bytes: int, keep: bool, /) -> None:
+        """Never give up the range's translations for vm.max_map_count (a pin), or take one such call back.
+
+        Raises ValueError for a range that is not in the window, OSError ENOENT where there is no call to take back.
+        """
 
     def rebind(self, pager: Pager, vma_id: int, /) -> None:
         """In the child of a fork: faults go to this pager, as this VMA's, from now on."""

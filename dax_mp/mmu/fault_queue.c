@@ -55,12 +55,15 @@ static bool post(struct pager *pager, struct fault *fault)
     return serving;
 }
 
+static uintptr_t page_of(const struct fault *fault)
+{
+    return fault->window->base + (fault->pgoff - fault->window->pgoff) * page_size_bytes();
+}
+
 /* Whether the page is a private copy that was inaccessible for a moment (private.c): there is nothing to fail. */
 static bool is_copy(const struct fault *fault)
 {
-    const struct window *window = fault->window;
-
-    return window->is_private && private_is_copy(window->base + (fault->pgoff - window->pgoff) * page_size_bytes());
+    return fault->window->is_private && private_is_copy(page_of(fault));
 }
 
 void pager_serve(struct pager *pager, struct fault *fault)
@@ -87,12 +90,27 @@ void fault_answer(struct fault *fault, int error)
     futex_wake(&fault->done);
 }
 
+/* A copy that cannot be made accessible has no scratch page put in its place: what was stored there would be lost. */
+static void answer_copy(struct pager *pager, struct fault *fault)
+{
+    int error;
+
+    windows_lock();
+    do
+        error = private_open(page_of(fault));
+    while (error == ENOMEM && windows_give_up_mappings());
+    windows_unlock();
+    if (error)
+        pager_count(pager, COUNT_BUS_ERRORS, 1);
+    fault_answer(fault, error);
+}
+
 void fault_fail(struct pager *pager, struct fault *fault, int error, uint64_t pgoff, uint64_t length_pages)
 {
     uint64_t scratch_pages = 1;
 
     if (fault->window->serial == fault->serial && is_copy(fault)) {
-        fault_answer(fault, 0);
+        answer_copy(pager, fault);
         return;
     }
     if (fault->pgoff >= pgoff && fault->pgoff - pgoff < length_pages)

@@ -33,16 +33,24 @@ struct pager;
 
 enum { SCRATCH_RANGES = 16 };
 
+/* Pages of a window, which count from its first one. */
+struct kept {
+    uint64_t first;
+    uint64_t end;
+    struct kept *next;
+};
+
 /* A range of reserved address space that shows the pages of a file from `pgoff` on. The fields are written under
  * windows_lock() before the window can be found, and stay as they are until it is closed; those of the last group
  * change meanwhile. The memory of the structure itself is never freed, so a late reader reads something valid.
  */
 struct window {
     uintptr_t base; /* 0: not open */
-    uint64_t length_pages;
+    _Atomic uint64_t length_pages;
     uint64_t pgoff;
     uint64_t vma_id;
     uint64_t reserved_pages; /* address space, from `base` on; the window may grow so far in its place */
+    uint64_t reach_pages;    /* how long it has been while its address was out: an access past its end is a fault too */
     bool is_private;         /* a store makes a copy that this process alone sees: see private.c */
     uint64_t serial; /* tells this window from earlier and later ones in the same structure; never 0 */
     bool writable;
@@ -53,8 +61,9 @@ struct window {
     struct chunk *chunk;
 
     uint64_t mappings; /* windows_lock(): mmap(2) calls since nothing was mapped, about its number of VMAs */
-    uint64_t kept;     /* windows_lock(): how many pins it has; its translations are not given up */
-    uint64_t touched_first, touched_end; /* windows_lock(): private ones: no page outside has ever been mapped */
+    bool mapped;       /* windows_lock(): there may be translations */
+    struct kept *kept; /* windows_lock(): pinned ranges, whose translations are not given up */
+    _Atomic uint64_t touched_first, touched_end; /* private ones: no page outside has ever been mapped */
     _Atomic uint64_t scratch[SCRATCH_RANGES]; /* where it has scratch pages, see scratch.c; 0 no range */
     _Atomic bool scratch_everywhere;          /* there were more ranges than that */
 };
@@ -73,8 +82,10 @@ int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t l
 int window_resize(struct window *window, uint64_t length_pages, bool may_move);
 /* In the child of a fork: the window is that VMA of that pager from now on. */
 void window_rebind(struct window *window, struct pager *pager, uint64_t vma_id);
-/* Never gives up the window's translations to make room for others, or does so again; calls are counted. */
-void window_keep(struct window *window, bool keep);
+/* Never gives up the translations of these pages of the window to make room for others. 0 or an errno. */
+int window_keep(struct window *window, uint64_t first, uint64_t end);
+/* Takes one such call back. ENOENT: there was none. */
+int window_let_go(struct window *window, uint64_t first, uint64_t end);
 /* Gives the address space back. Nothing may use its memory any more. */
 void window_close(struct window *window);
 
@@ -90,12 +101,20 @@ struct window *window_of(struct pager *pager, uint64_t vma_id);
 /* --- translations (translations.c) ------------------------------------------------------------------------------- */
 
 /* With windows_lock() held. Ranges are in pages of the file, and are clipped to the window. */
-/* Maps frames of `fd` from frame `pfn` on; the kernel's zero page where fd is -1. 0 or an errno. */
-int window_map(struct window *window, uint64_t pgoff, uint64_t length_pages, int prot, int fd, uint64_t pfn);
+struct frames {
+    uint64_t pgoff;
+    uint64_t length_pages;
+    int prot;
+    int fd; /* -1: zeroes */
+    uint64_t pfn;
+};
+
+/* Maps frames. make_room: gives up other translations where there are too many mappings. 0 or an errno. */
+int window_map(struct window *window, const struct frames *frames, bool make_room);
 /* Drops the translations of a range: an access to it is a fault again. even_cows: private copies too. */
 void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages, bool even_cows);
 void pager_windows_unmap(struct pager *pager);
-/* Unmaps windows until half of all mappings are gone. False: there was nothing to give up. */
+/* Gives up translations until half of all mappings are gone. False: there was nothing to give up. */
 bool windows_give_up_mappings(void);
 
 /* --- scratch pages (scratch.c) ----------------------------------------------------------------------------------- */
@@ -114,6 +133,8 @@ int private_init(void);
 /* Whether the page is a copy. Needs no lock; safe in a signal handler. */
 bool private_is_copy(uintptr_t address);
 /* With windows_lock() held, on whole pages of a private window's memory: */
+/* Makes a copy accessible again. 0 or an errno. */
+int private_open(uintptr_t address);
 /* Maps over all but copies. fd -1: pages that read as zero, of which `offset_bytes` is the one in the file. */
 int private_map(uintptr_t address, uint64_t length_bytes, int fd, uint64_t offset_bytes, uint64_t *mappings);
 /* Drops all but copies. 0 or an errno. */

@@ -46,12 +46,40 @@ static bool is_valid_segment(const struct pager *pager, const struct segment *se
     return has_offset(segment->pfn, segment->length_pages);
 }
 
-static int map_segment(struct pager *pager, struct window *window, const struct segment *segment)
+static int map_segment(struct pager *pager, struct window *window, const struct segment *segment, bool make_room)
 {
     bool writable = segment->access & ACCESS_WRITE && segment->target != TARGET_ZERO && window->writable;
+    struct frames frames = {
+        .pgoff = segment->pgoff,
+        .length_pages = segment->length_pages,
+        .prot = PROT_READ | (writable ? PROT_WRITE : 0),
+        .fd = region_fd(pager, segment->target),
+        .pfn = segment->pfn,
+    };
 
-    return window_map(window, segment->pgoff, segment->length_pages, PROT_READ | (writable ? PROT_WRITE : 0),
-                      region_fd(pager, segment->target), segment->pfn);
+    return window_map(window, &frames, make_room);
+}
+
+static bool has_page(const struct segment *segment, uint64_t pgoff)
+{
+    return pgoff >= segment->pgoff && pgoff - segment->pgoff < segment->length_pages;
+}
+
+/* Maps them, the one that the fault waits for last: what makes room for one may not take that away again, and no room
+ * is made for the others, which nobody has asked for. 0, or why the fault has no page. */
+static int map_segments(struct pager *pager, struct window *window, const struct fault *fault,
+                        const struct segment *segments, size_t count)
+{
+    const struct segment *wanted = NULL;
+
+    for (size_t i = 0; i < count; i++)
+        if (fault && !wanted && has_page(&segments[i], fault->pgoff))
+            wanted = &segments[i];
+        else
+            map_segment(pager, window, &segments[i], false);
+    if (fault && fault->pgoff >= window->pgoff + window->length_pages)
+        return EFAULT; /* it has shrunk meanwhile */
+    return wanted ? map_segment(pager, window, wanted, true) : 0;
 }
 
 static int on_map(struct pager *pager, const struct message *message)
@@ -67,13 +95,13 @@ static int on_map(struct pager *pager, const struct message *message)
             return EPROTO;
     if (atomic_load(&pager->error)) /* nothing is mapped any more, and that stays so */
         return 0;
+    fault = pager_take_fault(pager, message->fields[0]);
     windows_lock();
     window = window_of(pager, message->fields[1]); /* NULL: it was closed meanwhile */
-    for (size_t i = 0; window && i < count && !error; i++)
-        error = map_segment(pager, window, &segments[i]);
+    if (window)
+        error = map_segments(pager, window, fault, segments, count);
     windows_unlock();
     pager_count(pager, COUNT_MAPS, 1);
-    fault = pager_take_fault(pager, message->fields[0]);
     if (fault && error)
         fault_fail(pager, fault, error, fault->pgoff, 1);
     else if (fault)

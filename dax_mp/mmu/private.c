@@ -1,12 +1,12 @@
 /* Private windows: MAP_PRIVATE of a file here.
  *
- * The region's frames are mapped MAP_PRIVATE and writable, so that the kernel itself copies a page when it is stored to,
- * at memory speed and without a word to anybody. What the coordinator orders then concerns the pages that are no copies,
- * and only a truncate drops copies as well (even_cows, unmap_mapping_range() in mm/memory.c).
+ * The region's frames are mapped MAP_PRIVATE and writable, so that the kernel itself copies a page when it is stored
+ * to, at memory speed and without a word to anybody. What the coordinator orders then concerns the pages that are no
+ * copies, and only a truncate drops copies as well (even_cows, unmap_mapping_range() in mm/memory.c).
  *
  * Which pages are copies says /proc/self/pagemap: present or swapped out, and not a page of a file (bit 61;
- * Documentation/admin-guide/mm/pagemap.rst). So that this holds for holes too, what they are read from is a file: a memfd
- * of zeroes, of which a page of the file shows the one at its offset modulo the memfd's size.
+ * Documentation/admin-guide/mm/pagemap.rst). So that this holds for holes too, what they are read from is a file: a
+ * memfd of zeroes, of which a page of the file shows the one at its offset modulo the memfd's size.
  *
  * A store of another thread could make a copy between the look and the deed. So the range is first made inaccessible:
  * after mprotect(PROT_NONE) no copy comes up, and none is lost by it. Who touches the range meanwhile faults, asks the
@@ -84,6 +84,11 @@ bool private_is_copy(uintptr_t address)
     return read_pagemap(address, 1, &entry) && is_copy(entry);
 }
 
+int private_open(uintptr_t address)
+{
+    return mprotect((void *)address, page_size_bytes(), PROT_READ | PROT_WRITE) ? errno : 0;
+}
+
 /* What is done to a run of pages that are no copies. */
 struct deed {
     bool map; /* else drop */
@@ -150,12 +155,12 @@ static int do_chunk(const struct deed *deed, uintptr_t address, size_t count)
 /* An error may leave copies inaccessible: an access to one then faults, and the next Map puts that right. */
 static int do_all(const struct deed *deed, uint64_t length_bytes)
 {
-    uint64_t chunk_bytes = ENTRIES * page_size_bytes();
+    uint64_t page_size = page_size_bytes(), chunk_bytes = ENTRIES * page_size;
     uintptr_t address = deed->start, end = deed->start + length_bytes;
     int error = mprotect((void *)address, length_bytes, PROT_NONE) ? errno : 0;
 
     for (; address < end && !error; address += chunk_bytes)
-        error = do_chunk(deed, address, (end - address < chunk_bytes ? end - address : chunk_bytes) / page_size_bytes());
+        error = do_chunk(deed, address, (end - address < chunk_bytes ? end - address : chunk_bytes) / page_size);
     return error;
 }
 

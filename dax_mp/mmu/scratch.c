@@ -64,17 +64,27 @@ static void remember_scratch(struct window *window, uint64_t first_page, uint64_
 
 int window_map_scratch(struct window *window, uint64_t pgoff, uint64_t length_pages, bool writable)
 {
-    uint64_t pages_max = SCRATCH_BYTES_MAX / page_size_bytes();
-    uint64_t first = pgoff, end = pgoff + (length_pages < pages_max ? length_pages : pages_max);
-    int prot = PROT_READ | (writable ? PROT_WRITE : 0);
+    uint64_t pages_max = writable ? 1 : SCRATCH_BYTES_MAX / page_size_bytes();
+    uint64_t first = pgoff - window->pgoff, end = first + (length_pages < pages_max ? length_pages : pages_max);
     int error;
 
-    if (!clip(window, &first, &end))
+    if (end > window->reach_pages)
+        end = window->reach_pages;
+    if (first >= end)
         return EFAULT;
-    error = map_over(page_address(window, first), (end - first) * page_size_bytes(), prot, -1, 0);
+    error = map_scratch(window, first, end, writable);
     if (!error) /* after the mapping is there: whoever drops the range from here on drops this too */
-        remember_scratch(window, first - window->pgoff, end - first);
+        remember_scratch(window, first, end - first);
     return error;
+}
+
+bool has_scratch(const struct window *window)
+{
+    bool any = atomic_load(&window->scratch_everywhere);
+
+    for (size_t i = 0; i < SCRATCH_RANGES && !any; i++)
+        any = atomic_load(&window->scratch[i]);
+    return any;
 }
 
 void forget_scratch(struct window *window)
@@ -89,12 +99,12 @@ static void drop_scratch(struct window *window)
     if (!has_range(window))
         return;
     if (atomic_exchange(&window->scratch_everywhere, false))
-        unmap_whole(window);
+        drop_pages(window, 0, window->reach_pages, false);
     for (size_t i = 0; i < SCRATCH_RANGES; i++) {
         uint64_t range = atomic_exchange(&window->scratch[i], 0);
 
         if (range)
-            window_unmap(window, window->pgoff + scratch_first(range), scratch_length(range), true);
+            drop_pages(window, scratch_first(range), scratch_first(range) + scratch_length(range), true);
     }
 }
 

@@ -8,6 +8,11 @@
  * page, and the rest of the reservation that it cuts off). Mappings are counted; at three quarters of the limit, or
  * when mmap says ENOMEM before that, whole windows are unmapped, from the one with the most mappings on in the order
  * of the table, until half of all are gone. Translations are only a cache: what is still used is faulted in again.
+ * Pinned ranges and private copies stay. With all VMAs in use, to unmap needs one too: a few are kept in reserve for it.
+ *
+ * To drop may not fail, or a translation would be left that nobody can take back. But to cut a hole into a VMA makes
+ * two of it, and a program that has used up all VMAs by itself gets no mmap at all. What always works is to make the
+ * whole window inaccessible: that cuts nothing, since what lies on either side of a window is inaccessible as well.
  */
 
 #include "window.h"
@@ -18,10 +23,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_MAP_COUNT_DEFAULT = 65530, VMAS_PER_MAPPING = 2 };
+enum { MAX_MAP_COUNT_DEFAULT = 65530, VMAS_PER_MAPPING = 2, SPARE_VMAS = 16 };
 
 static uint64_t mappings; /* the sum of all windows' */
 static uint64_t mappings_max;
+static void *spare; /* pages that have a VMA each; NULL: none */
 
 static uint64_t read_max_map_count(void)
 {
@@ -36,49 +42,125 @@ static uint64_t read_max_map_count(void)
     return count;
 }
 
+static void fill_spare(void)
+{
+    uint64_t page_size = page_size_bytes();
+    char *pages = spare ? MAP_FAILED
+                        : mmap(NULL, SPARE_VMAS * page_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                               -1, 0);
+
+    if (pages == MAP_FAILED)
+        return;
+    for (uint64_t i = 0; i < SPARE_VMAS; i += 2) /* unlike its neighbour, so that the kernel does not merge the two */
+        mprotect(pages + i * page_size, page_size, PROT_READ);
+    spare = pages;
+}
+
+/* False: there was none. */
+static bool use_spare(void)
+{
+    bool used = spare && !munmap(spare, SPARE_VMAS * page_size_bytes());
+
+    if (used)
+        spare = NULL;
+    return used;
+}
+
 void translations_init(void)
 {
+    fill_spare();
     mappings_max = read_max_map_count() / VMAS_PER_MAPPING / 4 * 3;
 }
 
-void forget_mappings(struct window *window)
+static void count_none(struct window *window)
 {
     mappings -= window->mappings;
     window->mappings = 0;
 }
 
+static void count_more(struct window *window, uint64_t made)
+{
+    window->mappings += made;
+    mappings += made;
+}
+
+void forget_mappings(struct window *window)
+{
+    count_none(window);
+    window->mapped = false;
+}
+
+static char *page(const struct window *window, uint64_t index)
+{
+    return (char *)window->base + index * page_size_bytes();
+}
+
+static void extend_touched(struct window *window, uint64_t first, uint64_t end)
+{
+    uint64_t was = atomic_load(&window->touched_first);
+
+    while (first < was && !atomic_compare_exchange_weak(&window->touched_first, &was, first))
+        continue;
+    was = atomic_load(&window->touched_end);
+    while (end > was && !atomic_compare_exchange_weak(&window->touched_end, &was, end))
+        continue;
+}
+
 /* --- dropping ----------------------------------------------------------------------------------------------------- */
 
-static int unmap(struct window *window, uint64_t pgoff, uint64_t end, bool even_cows)
+static int reserve_pages(struct window *window, uint64_t first, uint64_t end)
 {
     void *ignored;
 
-    if (!window->is_private || even_cows)
-        return reserve(page_address(window, pgoff), (end - pgoff) * page_size_bytes(), window->is_private, MAP_FIXED,
-                       &ignored);
-    if (pgoff < window->touched_first)
-        pgoff = window->touched_first;
-    if (end > window->touched_end)
-        end = window->touched_end;
-    return pgoff < end ? private_unmap((uintptr_t)page_address(window, pgoff), (end - pgoff) * page_size_bytes()) : 0;
+    return reserve(page(window, first), (end - first) * page_size_bytes(), window->is_private, MAP_FIXED, &ignored);
 }
 
-/* A translation would be left that nobody can take back. */
-static _Noreturn void give_up(const char *why)
+static int drop_all_but_copies(struct window *window, uint64_t first, uint64_t end)
 {
-    fprintf(stderr, "dax_mp: a window cannot be unmapped: %s\n", why);
-    abort();
+    uint64_t touched_first = atomic_load(&window->touched_first), touched_end = atomic_load(&window->touched_end);
+
+    first = first < touched_first ? touched_first : first;
+    end = end > touched_end ? touched_end : end;
+    return first < end ? private_unmap((uintptr_t)page(window, first), (end - first) * page_size_bytes()) : 0;
 }
 
-/* This cannot fail for the limit on mappings: it cuts at most the two VMAs at the edges, and the kernel lets that go
- * over the limit for a moment. If it does fail, a translation would be left that nobody can take back. */
+static int try_to_drop(struct window *window, uint64_t first, uint64_t end, bool even_cows)
+{
+    return window->is_private && !even_cows ? drop_all_but_copies(window, first, end)
+                                            : reserve_pages(window, first, end);
+}
+
+/* Makes the whole window inaccessible. What is mapped there stays, in its VMAs, but nobody reaches it; copies are
+ * accessible again after the next Map of their page. */
+static void close_off(struct window *window, uint64_t first, uint64_t end, bool even_cows)
+{
+    int error = mprotect(page(window, 0), window->reach_pages * page_size_bytes(), PROT_NONE) ? errno : 0;
+
+    if (!error && window->is_private && even_cows && /* this needs no VMA */
+        madvise(page(window, first), (end - first) * page_size_bytes(), MADV_DONTNEED))
+        error = errno;
+    if (error) {
+        fprintf(stderr, "dax_mp: a window cannot be unmapped: %s\n", strerror(error));
+        abort();
+    }
+    if (!window->is_private && !reserve_pages(window, 0, window->reach_pages))
+        forget_mappings(window);
+}
+
+void drop_pages(struct window *window, uint64_t first, uint64_t end, bool even_cows)
+{
+    if (try_to_drop(window, first, end, even_cows))
+        close_off(window, first, end, even_cows);
+}
+
 void unmap_whole(struct window *window)
 {
-    int error = has_range(window) ? unmap(window, window->pgoff, window->pgoff + window->length_pages, false) : 0;
-
-    if (error)
-        give_up(strerror(error));
-    forget_mappings(window);
+    if (!has_range(window) || (!window->mapped && !has_scratch(window)))
+        return;
+    if (try_to_drop(window, 0, window->reach_pages, false))
+        close_off(window, 0, window->reach_pages, false);
+    else
+        forget_mappings(window);
 }
 
 void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages, bool even_cows)
@@ -87,12 +169,8 @@ void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages, 
 
     if (length_pages > UINT64_MAX - pgoff)
         end = UINT64_MAX;
-    /* To cut a hole into a VMA makes two of it, and that may be one too many. */
-    if (!clip(window, &first, &end) || !unmap(window, first, end, even_cows))
-        return;
-    unmap_whole(window);
-    if (window->is_private && even_cows && unmap(window, first, end, true))
-        give_up("copies cannot be dropped");
+    if (has_range(window) && clip(window, &first, &end))
+        drop_pages(window, first - window->pgoff, end - window->pgoff, even_cows);
 }
 
 void pager_windows_unmap(struct pager *pager)
@@ -102,12 +180,38 @@ void pager_windows_unmap(struct pager *pager)
             unmap_whole(window);
 }
 
-/* --- mapping ------------------------------------------------------------------------------------------------------ */
+/* --- giving up ---------------------------------------------------------------------------------------------------- */
 
-/* How many mappings of the window can be given up. */
-static uint64_t can_give_up(const struct window *window)
+/* The pinned range that ends after page `first` and begins before all others that do. NULL: none. */
+static const struct kept *next_kept(const struct window *window, uint64_t first)
 {
-    return window->kept ? 0 : window->mappings;
+    const struct kept *next = NULL;
+
+    for (const struct kept *kept = window->kept; kept; kept = kept->next)
+        if (kept->end > first && (!next || kept->first < next->first))
+            next = kept;
+    return next;
+}
+
+static void try_hard_to_drop(struct window *window, uint64_t first, uint64_t end)
+{
+    if (try_to_drop(window, first, end, false) && use_spare())
+        try_to_drop(window, first, end, false);
+}
+
+/* Drops what is not pinned, as far as that goes. */
+static void give_up_window(struct window *window)
+{
+    const struct kept *kept;
+    uint64_t first = 0;
+
+    pager_count(window->pager, COUNT_DROPS, window->mappings);
+    for (; (kept = next_kept(window, first)); first = kept->end)
+        if (first < kept->first)
+            try_hard_to_drop(window, first, kept->first);
+    if (first < window->reach_pages)
+        try_hard_to_drop(window, first, window->reach_pages);
+    count_none(window); /* but for the pinned ones, of which mmap will say when they are too many */
 }
 
 static struct window *window_with_most_mappings(void)
@@ -116,30 +220,30 @@ static struct window *window_with_most_mappings(void)
     struct window *most = first;
 
     for (struct window *window = next_in_table(first); window != first; window = next_in_table(window))
-        if (can_give_up(window) > can_give_up(most))
+        if (window->mappings > most->mappings)
             most = window;
     return most;
 }
 
-/* Unmaps windows until half of all mappings are gone. False: there was nothing to give up. */
 bool windows_give_up_mappings(void)
 {
     uint64_t keep = mappings / 2;
     struct window *first = mappings ? window_with_most_mappings() : NULL, *window = first;
 
-    if (!first || !can_give_up(first))
+    if (!first)
         return false;
     do {
-        if (can_give_up(window)) {
-            pager_count(window->pager, COUNT_DROPS, window->mappings);
-            unmap_whole(window);
-        }
+        if (window->mappings)
+            give_up_window(window);
         window = next_in_table(window);
     } while (mappings > keep && window != first);
+    fill_spare();
     return true;
 }
 
-int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint64_t offset_bytes)
+/* --- mapping ------------------------------------------------------------------------------------------------------ */
+
+static int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint64_t offset_bytes)
 {
     int flags = MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED);
 
@@ -148,31 +252,50 @@ int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint64_t of
     return madvise(address, length_bytes, MADV_DONTFORK) ? errno : 0;
 }
 
-int window_map(struct window *window, uint64_t pgoff, uint64_t length_pages, int prot, int fd, uint64_t pfn)
+static int map_pages(struct window *window, uint64_t first, uint64_t end, int prot, int fd, uint64_t offset_bytes)
 {
-    uint64_t first = pgoff, end = pgoff + length_pages;
+    uint64_t length_bytes = (end - first) * page_size_bytes(), made = 0;
+    int error;
+
+    window->mapped = true;
+    if (window->is_private) {
+        extend_touched(window, first, end);
+        error = private_map((uintptr_t)page(window, first), length_bytes, fd, offset_bytes, &made);
+    } else {
+        error = map_over(page(window, first), length_bytes, prot, fd, offset_bytes);
+        made = !error;
+    }
+    count_more(window, made);
+    return error;
+}
+
+int window_map(struct window *window, const struct frames *frames, bool make_room)
+{
+    uint64_t first = frames->pgoff, end = frames->pgoff + frames->length_pages;
     uint64_t offset_bytes;
     int error;
 
-    if (!clip(window, &first, &end))
+    if (!has_range(window) || !clip(window, &first, &end))
         return 0;
-    if (mappings >= mappings_max)
-        windows_give_up_mappings();
-    offset_bytes = fd < 0 ? first * page_size_bytes() : (pfn + (first - pgoff)) * page_size_bytes();
-    if (window->is_private) {
-        window->touched_first = first < window->touched_first ? first : window->touched_first;
-        window->touched_end = end > window->touched_end ? end : window->touched_end;
-    }
-    do {
-        char *address = page_address(window, first);
-        uint64_t length_bytes = (end - first) * page_size_bytes(), made = 0;
-
-        if (window->is_private)
-            error = private_map((uintptr_t)address, length_bytes, fd, offset_bytes, &made);
-        else
-            made = !(error = map_over(address, length_bytes, prot, fd, offset_bytes));
-        window->mappings += made;
-        mappings += made;
-    } while (error == ENOMEM && windows_give_up_mappings());
+    if (mappings >= mappings_max && !(make_room && windows_give_up_mappings()))
+        return ENOMEM;
+    offset_bytes = (frames->fd < 0 ? first : frames->pfn + (first - frames->pgoff)) * page_size_bytes();
+    do
+        error = map_pages(window, first - window->pgoff, end - window->pgoff, frames->prot, frames->fd, offset_bytes);
+    while (error == ENOMEM && make_room && windows_give_up_mappings());
     return error;
+}
+
+/* Memory with no name, but a file's all the same: so it is told from a private copy. */
+int map_scratch(struct window *window, uint64_t first, uint64_t end, bool writable)
+{
+    uint64_t length_bytes = (end - first) * page_size_bytes();
+    int prot = PROT_READ | (writable ? PROT_WRITE : 0);
+
+    if (!window->is_private)
+        return map_over(page(window, first), length_bytes, prot, -1, 0);
+    extend_touched(window, first, end);
+    return mmap(page(window, first), length_bytes, prot, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED
+               ? errno
+               : 0;
 }

@@ -8,6 +8,7 @@
 #include "window.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 enum { RESERVED_TIMES = 8 };
@@ -60,11 +61,6 @@ static int reserve_ahead(uint64_t length_pages, bool is_private, void **reserved
     return error;
 }
 
-char *page_address(const struct window *window, uint64_t pgoff)
-{
-    return (char *)window->base + (pgoff - window->pgoff) * page_size;
-}
-
 bool clip(const struct window *window, uint64_t *pgoff, uint64_t *end)
 {
     uint64_t window_end = window->pgoff + window->length_pages;
@@ -97,16 +93,17 @@ int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t l
         window->length_pages = length_pages;
         window->pgoff = pgoff;
         window->reserved_pages = reserved_pages;
+        window->reach_pages = 0;
         window->is_private = is_private;
-        window->touched_first = UINT64_MAX;
-        window->touched_end = 0;
-        window->kept = 0;
+        atomic_store(&window->touched_first, UINT64_MAX);
+        atomic_store(&window->touched_end, 0);
         window->vma_id = vma_id;
         window->serial = ++last_serial;
         window->writable = writable;
         window->pager = pager;
         window->object = object;
         window->mappings = 0;
+        window->mapped = false;
         forget_scratch(window);
         publish(window);
         *opened = window;
@@ -134,6 +131,14 @@ static int reserve_behind(struct window *window, uint64_t length_pages)
     return error;
 }
 
+/* Gives the address space back, with all that is mapped there. To cut it out of what the kernel has merged with it takes
+ * a VMA; where there is none, it stays, and shows nothing. */
+static void give_back(struct window *window)
+{
+    if (munmap((void *)window->base, window->reserved_pages * page_size))
+        drop_pages(window, 0, window->reach_pages, true);
+}
+
 /* Gives the window other address space. Nothing is mapped there; what is used is faulted in again. */
 static int move_window(struct window *window, uint64_t length_pages)
 {
@@ -143,28 +148,27 @@ static int move_window(struct window *window, uint64_t length_pages)
 
     if (error)
         return error;
-    unmap_whole(window);
-    munmap((void *)window->base, window->reserved_pages * page_size);
+    give_back(window);
+    forget_mappings(window);
     window->reserved_pages = reserved_pages;
+    window->reach_pages = 0;
     set_range(window, (uintptr_t)base, length_pages);
     return 0;
 }
 
 int window_resize(struct window *window, uint64_t length_pages, bool may_move)
 {
-    uint64_t old_end = window->pgoff + window->length_pages;
     int error = 0;
 
     windows_lock();
     if (!has_range(window)) {
         error = ESTALE;
     } else if (length_pages <= window->reserved_pages || !(error = reserve_behind(window, length_pages))) {
+        if (length_pages < window->length_pages)
+            drop_pages(window, length_pages, window->length_pages, true);
+        if (may_move) /* nobody has an address past the end */
+            window->reach_pages = 0;
         set_range(window, window->base, length_pages);
-        if (window->pgoff + length_pages < old_end) {
-            window->length_pages = old_end - window->pgoff;
-            window_unmap(window, window->pgoff + length_pages, old_end, true);
-            window->length_pages = length_pages;
-        }
     } else if (may_move && !window->is_private) { /* copies cannot move */
         error = move_window(window, length_pages);
     } else {
@@ -174,11 +178,41 @@ int window_resize(struct window *window, uint64_t length_pages, bool may_move)
     return error;
 }
 
-void window_keep(struct window *window, bool keep)
+int window_keep(struct window *window, uint64_t first, uint64_t end)
 {
+    struct kept *kept = malloc(sizeof *kept);
+
+    if (!kept)
+        return ENOMEM;
     windows_lock();
-    window->kept += keep ? 1 : -1ull;
+    *kept = (struct kept){first, end, window->kept};
+    window->kept = kept;
     windows_unlock();
+    return 0;
+}
+
+int window_let_go(struct window *window, uint64_t first, uint64_t end)
+{
+    struct kept **link = &window->kept;
+    struct kept *found;
+
+    windows_lock();
+    while (*link && ((*link)->first != first || (*link)->end != end))
+        link = &(*link)->next;
+    found = *link;
+    if (found)
+        *link = found->next;
+    windows_unlock();
+    free(found);
+    return found ? 0 : ENOENT;
+}
+
+static void free_kept(struct window *window)
+{
+    for (struct kept *next; window->kept; window->kept = next) {
+        next = window->kept->next;
+        free(window->kept);
+    }
 }
 
 void window_close(struct window *window)
@@ -189,8 +223,9 @@ void window_close(struct window *window)
     reserved = has_range(window);
     withdraw(window);
     if (reserved)
-        munmap((void *)window->base, window->reserved_pages * page_size);
+        give_back(window);
     forget_mappings(window);
+    free_kept(window);
     window->base = 0;
     window->serial = 0;
     window->object = NULL;

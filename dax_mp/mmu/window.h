@@ -10,7 +10,6 @@
 /* Reserves private memory without access, at `address` with MAP_FIXED or the like in `flags`. What is not private is
  * not inherited by a fork. 0 or an errno; `*reserved` is MAP_FAILED where nothing was reserved. */
 int reserve(void *address, uint64_t length_bytes, bool is_private, int flags, void **reserved);
-char *page_address(const struct window *window, uint64_t pgoff);
 /* Clips a range of the file to the window. False: nothing is left. */
 bool clip(const struct window *window, uint64_t *pgoff, uint64_t *end);
 
@@ -35,14 +34,19 @@ void for_each_window(void (*function)(struct window *window));
 /* --- translations (translations.c) -------------------------------------------------------------------------------- */
 
 void translations_init(void);
+/* With windows_lock() held: */
+/* Drops the translations of pages of the window, which count from its first one; even_cows: private copies too. */
+void drop_pages(struct window *window, uint64_t first, uint64_t end, bool even_cows);
 /* Drops all translations, but no copies. */
 void unmap_whole(struct window *window);
 /* The window's memory is gone, with all that was mapped there. */
 void forget_mappings(struct window *window);
-int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint64_t offset_bytes);
+/* Needs no lock. Maps memory that is no file's over pages that count from the window's first. 0 or an errno. */
+int map_scratch(struct window *window, uint64_t first, uint64_t end, bool writable);
 
 /* --- scratch pages (scratch.c) ------------------------------------------------------------------------------------ */
 
+bool has_scratch(const struct window *window);
 void forget_scratch(struct window *window);
 
 #endif

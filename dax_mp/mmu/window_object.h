@@ -57,7 +57,7 @@ int window_ass_subscript(PyObject *object, PyObject *key, PyObject *value);
 PyObject *window_method_populate(PyObject *object, PyObject *args);
 PyObject *window_method_move(PyObject *object, PyObject *args);
 PyObject *window_method_drop(PyObject *object, PyObject *args);
-PyObject *window_method_keep(PyObject *object, PyObject *keep);
+PyObject *window_method_keep(PyObject *object, PyObject *args);
 PyObject *window_method_resize(PyObject *object, PyObject *args);
 
 #endif

@@ -80,14 +80,22 @@ PyObject *window_method_drop(PyObject *object, PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyObject *window_method_keep(PyObject *object, PyObject *keep)
+PyObject *window_method_keep(PyObject *object, PyObject *args)
 {
     struct window_object *self = window_object(object);
-    int kept = PyObject_IsTrue(keep);
+    uint64_t page_size = page_size_bytes(), first, end;
+    Py_ssize_t offset, length;
+    int keep, error;
 
-    if (kept < 0 || !is_open(self))
+    if (!PyArg_ParseTuple(args, "nnp:keep", &offset, &length, &keep))
         return NULL;
-    window_keep(self->window, kept);
+    if (keep ? !has_bytes(self, offset, length) : !is_open(self)) /* it may have shrunk since */
+        return NULL;
+    first = (uint64_t)offset / page_size;
+    end = ((uint64_t)offset + (uint64_t)length + page_size - 1) / page_size;
+    error = keep ? window_keep(self->window, first, end) : window_let_go(self->window, first, end);
+    if (error)
+        return raise_errno(error);
     Py_RETURN_NONE;
 }
 

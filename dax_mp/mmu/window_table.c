@@ -63,10 +63,12 @@ void give_back_window(struct window *window)
 
 void set_range(struct window *window, uintptr_t base, uint64_t length_pages)
 {
-    uintptr_t end = base + length_pages * page_size_bytes();
+    uintptr_t end;
 
     window->base = base;
     window->length_pages = length_pages;
+    window->reach_pages = length_pages > window->reach_pages ? length_pages : window->reach_pages;
+    end = base + window->reach_pages * page_size_bytes();
     atomic_store_explicit(&window->chunk->end[window->index], end, memory_order_relaxed);
     atomic_store_explicit(&window->chunk->base[window->index], base, memory_order_release);
 }
