@@ -32,7 +32,7 @@ class Coordinator:
         self.pidfd = os.pidfd_open(self.process.pid)
 
     def tell(self, *command: object) -> None:
-        """`set NAME VALUE`, `write PAGES`, `send HEX...`, `unmap ID RANGES EVEN_COWS` and others: see `Rules.obey`."""
+        """`set NAME VALUE`, `send HEX...`, `unmap ID RANGES EVEN_COWS` and others: see `Rules.obey`."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command).encode() + b"\n")
         self.process.stdin.flush()
@@ -41,6 +41,11 @@ class Coordinator:
         for name, value in rules.items():
             self.tell("set", name, value)
             assert self.event() == ["set"]
+
+    def write(self, pages: int) -> None:
+        """These are no holes any more."""
+        self.tell("write", pages)
+        assert self.event() == ["written"]
 
     def event(self) -> list[Any]:
         """The next thing that it reports; fails when it has ended."""
@@ -130,6 +135,7 @@ class Rules:
                 report("set")
             case ["write", pages]:
                 self.written.update(range(pages))
+                report("written")
             case ["send", *frames]:
                 self.router.send_multipart([self.pager, *(bytes.fromhex(frame) for frame in frames)])
             case ["answer"]:

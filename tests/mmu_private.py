@@ -88,7 +88,7 @@ def private_holes(rig: Rig) -> None:
     assert window[:] == bytes(len(window))
     window[700 * PAGE] = 7
     unmap(rig, 0, pages)
-    rig.coordinator.tell("write", pages)
+    rig.coordinator.write(pages)
     rig.region[:] = b"n" * len(rig.region)
     assert (window[700 * PAGE], window[700 * PAGE + 1]) == (7, 0)
     assert window[3 * PAGE] == ord("n")
@@ -128,6 +128,29 @@ def many_stores_past_the_end(rig: Rig) -> None:
 
 
 @scenario
+def more_copies_than_the_kernel_allows_mappings(rig: Rig) -> None:
+    """Every second page is a copy: what lies between them is dropped, and mapped again, all the same."""
+    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 15):
+        return  # without guard regions each copy is a VMA
+    with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+        copies = int(file.read()) // 2 + 1000
+    pages = 2 * copies
+    os.ftruncate(rig.region_fd, pages * PAGE)
+    rig.coordinator.write(pages)
+    rig.coordinator.set(span_pages=512)
+    window = private_window(rig, pages)
+    array = array_of(window)
+    array[:: 2 * PAGE] = 7
+    for between in (b"n", b"m"):
+        unmap(rig, 0, pages)
+        os.pwrite(rig.region_fd, between, PAGE)
+        os.pwrite(rig.region_fd, between, (pages - 1) * PAGE)
+        assert (array[:: 2 * PAGE] == 7).all()
+        assert array[PAGE] == array[-PAGE] == ord(between)
+    assert not array[3 * PAGE : -PAGE : 2 * PAGE].any()
+
+
+@scenario
 def an_evicted_process_keeps_its_copies(rig: Rig) -> None:
     shared_frames(rig, 4)
     window = private_window(rig, 4)
@@ -145,7 +168,7 @@ def an_evicted_process_keeps_its_copies(rig: Rig) -> None:
 def no_store_is_lost_while_pages_are_unmapped(rig: Rig) -> None:
     pages = 64
     shared_frames(rig, 26)
-    rig.coordinator.tell("write", pages)
+    rig.coordinator.write(pages)
     rig.coordinator.set(span_pages=pages)
     window = private_window(rig, pages)
     view = memoryview(cast(Any, window))

@@ -8,6 +8,10 @@
  * Documentation/admin-guide/mm/pagemap.rst). So that this holds for holes too, what they are read from is a file: a
  * memfd of zeroes, of which a page of the file shows the one at its offset modulo the memfd's size.
  *
+ * To drop what lies between copies by mapping over it would make two VMAs of each copy, and there may be more copies
+ * than a process may have VMAs. From Linux 6.15 on guard regions do it (MADV_GUARD_INSTALL): the pages' entries in the
+ * page table say that an access is a SIGSEGV, and the VMA stays whole.
+ *
  * A store of another thread could make a copy between the look and the deed. So the range is first made inaccessible:
  * after mprotect(PROT_NONE) no copy comes up, and none is lost by it. Who touches the range meanwhile faults, asks the
  * coordinator, and finds the copy in its place, because a Map leaves copies alone.
@@ -22,9 +26,14 @@
 
 enum { ENTRIES = 512, ZEROES_BYTES = 2 << 20 };
 static const uint64_t PAGE_PRESENT = 1ull << 63, PAGE_SWAPPED = 1ull << 62, PAGE_OF_FILE = 1ull << 61;
+static const uint64_t PAGE_IS_GUARD = 1ull << 58;
+#ifndef MADV_GUARD_INSTALL
+enum { MADV_GUARD_INSTALL = 102 };
+#endif
 
 static int pagemap_fd = -1;
 static int zeroes_fd = -1;
+static bool has_guards;
 
 static int open_pagemap(void)
 {
@@ -44,14 +53,43 @@ static int make_zeroes(void)
     return fd;
 }
 
+static bool is_copy(uint64_t entry)
+{
+    return entry & (PAGE_PRESENT | PAGE_SWAPPED) && !(entry & (PAGE_OF_FILE | PAGE_IS_GUARD));
+}
+
+/* Reads the entries of `count` pages. False: not to be told. */
+static bool read_pagemap(uintptr_t address, size_t count, uint64_t *entries)
+{
+    off_t offset = (off_t)(address / page_size_bytes() * sizeof *entries);
+
+    return pread(pagemap_fd, entries, count * sizeof *entries, offset) == (ssize_t)(count * sizeof *entries);
+}
+
+/* Whether the kernel has guard regions, for memory of files too, and tells them in pagemap: all since 6.15. */
+static bool can_guard(void)
+{
+    uint64_t page_size = page_size_bytes(), entry = 0;
+    void *page = mmap(NULL, page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, zeroes_fd, 0);
+
+    if (page == MAP_FAILED)
+        return false;
+    if (!madvise(page, page_size, MADV_GUARD_INSTALL))
+        read_pagemap((uintptr_t)page, 1, &entry);
+    munmap(page, page_size);
+    return entry & PAGE_IS_GUARD;
+}
+
 int private_init(void)
 {
     if (pagemap_fd < 0)
         pagemap_fd = open_pagemap();
     if (pagemap_fd < 0)
         return ENOTSUP;
-    if (zeroes_fd < 0)
+    if (zeroes_fd < 0) {
         zeroes_fd = make_zeroes();
+        has_guards = zeroes_fd >= 0 && can_guard();
+    }
     return zeroes_fd < 0 ? errno : 0;
 }
 
@@ -62,19 +100,6 @@ void private_after_fork_in_child(void)
         return;
     close(pagemap_fd);
     pagemap_fd = open_pagemap();
-}
-
-static bool is_copy(uint64_t entry)
-{
-    return entry & (PAGE_PRESENT | PAGE_SWAPPED) && !(entry & PAGE_OF_FILE);
-}
-
-/* Reads the entries of `count` pages. False: not to be told. */
-static bool read_pagemap(uintptr_t address, size_t count, uint64_t *entries)
-{
-    off_t offset = (off_t)(address / page_size_bytes() * sizeof *entries);
-
-    return pread(pagemap_fd, entries, count * sizeof *entries, offset) == (ssize_t)(count * sizeof *entries);
 }
 
 bool private_is_copy(uintptr_t address)
@@ -130,6 +155,32 @@ static int do_run(const struct deed *deed, uintptr_t address, uint64_t length_by
     return 0;
 }
 
+static bool any_copy(const uint64_t *entries, size_t count)
+{
+    size_t i = 0;
+
+    while (i < count && !is_copy(entries[i]))
+        i++;
+    return i < count;
+}
+
+/* Puts a guard in the place of each run that is no copy in a range of up to ENTRIES pages, and makes all of them
+ * accessible again, as the VMA that they were. */
+static int guard_chunk(uintptr_t address, size_t count, const uint64_t *entries)
+{
+    uint64_t page_size = page_size_bytes();
+
+    for (size_t first = 0, end; first < count; first = end) {
+        bool copies = is_copy(entries[first]);
+
+        for (end = first + 1; end < count && is_copy(entries[end]) == copies; end++)
+            continue;
+        if (!copies && madvise((void *)(address + first * page_size), (end - first) * page_size, MADV_GUARD_INSTALL))
+            return errno;
+    }
+    return mprotect((void *)address, count * page_size, PROT_READ | PROT_WRITE) ? errno : 0;
+}
+
 /* Does it to every run that is no copy in a range of up to ENTRIES pages, and makes the copies accessible again. */
 static int do_chunk(const struct deed *deed, uintptr_t address, size_t count)
 {
@@ -139,6 +190,8 @@ static int do_chunk(const struct deed *deed, uintptr_t address, size_t count)
 
     if (!read_pagemap(address, count, entries))
         return EIO;
+    if (!deed->map && has_guards && any_copy(entries, count) && !guard_chunk(address, count, entries))
+        return 0;
     for (size_t first = 0, end; first < count && !error; first = end) {
         bool copies = is_copy(entries[first]);
 

@@ -249,7 +249,7 @@ static void reserve_again(struct window *window)
     if (!has_range(window))
         return;
     if (window->is_private)
-        unmap_whole(window);
+        drop_pages(window, 0, window->reach_pages, false);
     else if (reserve(base, length_bytes, false, MAP_FIXED_NOREPLACE, &reserved) && reserved == MAP_FAILED)
         clear_range(window);
     forget_mappings(window);
