@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import dax_mp.clients.bus_error  # noqa: F401  # gives the native side its exception
 from dax_mp import messages
-from dax_mp.clients.mapping_cursor import MappingCursor
+from dax_mp.clients.mapping_cursor import MappingCursor, ssize
 from dax_mp.clients.page_table import PageTableEntry, read_page_table
 from dax_mp.errors import os_error
 from dax_mp.limits import OFFSET_BYTES_MAX
@@ -78,8 +78,8 @@ class Mapping(MappingCursor):
         Raises ValueError for a range that is not in the mapping, OSError (EINVAL for an offset within a page).
         """
         handle = self._open_handle()
-        length_bytes = len(self) - offset if size is None else operator.index(size)
-        if operator.index(offset) < 0 or length_bytes < 0 or offset + length_bytes > len(self):
+        length_bytes = len(self) - ssize(offset) if size is None else ssize(size)
+        if ssize(offset) < 0 or length_bytes < 0 or offset + length_bytes > len(self):
             raise ValueError("flush values out of range")
         if self.access != ACCESS_WRITE:
             return
@@ -95,7 +95,7 @@ class Mapping(MappingCursor):
         where the mapping cannot grow at its place and has buffers out.
         """
         handle = self._open_handle()
-        newsize = operator.index(newsize)
+        newsize = ssize(newsize)
         if self.access != ACCESS_WRITE:
             raise TypeError("mmap can't resize a readonly or copy-on-write memory map.")
         if newsize < 0 or newsize > sys.maxsize - self.offset_bytes:
@@ -122,8 +122,8 @@ class Mapping(MappingCursor):
         included; others have no effect. Raises ValueError, OverflowError, OSError EINVAL.
         """
         handle = self._open_handle()
-        start = operator.index(start)
-        length_bytes = len(self) if length is None else operator.index(length)
+        start = ssize(start)
+        length_bytes = len(self) if length is None else ssize(length)
         if not 0 <= start < len(self):
             raise ValueError("madvise start out of bounds")
         if length_bytes < 0:

@@ -30,7 +30,7 @@ class MappingCursor(mmu.Window):
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Set the position; returns it. whence: SEEK_SET, SEEK_CUR, SEEK_END. Raises ValueError."""
         self._check_open()
-        offset = _ssize(offset)
+        offset = ssize(offset)
         match operator.index(whence):
             case os.SEEK_SET:
                 pass
@@ -52,7 +52,7 @@ class MappingCursor(mmu.Window):
         """At most `size` bytes from the position on; all that are left for None or a negative number."""
         self._check_open()
         left_bytes = max(0, len(self) - self._position_bytes)
-        size = left_bytes if size is None else _ssize(size)
+        size = left_bytes if size is None else ssize(size)
         if not 0 <= size <= left_bytes:
             size = left_bytes
         data = self[self._position_bytes : self._position_bytes + size]
@@ -131,8 +131,8 @@ class MappingCursor(mmu.Window):
         self._check_open()
         with memoryview(sub) as view:
             needle = view.tobytes()
-        low = self._position_bytes if start is None else _ssize(start)
-        high = len(self) if end is None else _ssize(end)
+        low = self._position_bytes if start is None else ssize(start)
+        high = len(self) if end is None else ssize(end)
         size_bytes = len(self)
         low = max(0, low + size_bytes) if low < 0 else min(low, size_bytes)
         high = max(0, high + size_bytes) if high < 0 else min(high, size_bytes)
@@ -147,7 +147,7 @@ class MappingCursor(mmu.Window):
             raise TypeError("mmap can't modify a readonly memory map.")
 
 
-def _ssize(value: int) -> int:
+def ssize(value: int) -> int:
     """`value` as a Py_ssize_t. Raises OverflowError, TypeError."""
     number = operator.index(value)
     if not -sys.maxsize - 1 <= number <= sys.maxsize:
