@@ -10,6 +10,7 @@ region's frames (`direct_io.py`); it is not atomic, and other processes may see 
 
 import errno
 import io
+import mmap
 import operator
 import os
 import threading
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dax_mp.clients import file_ranges
 from dax_mp.clients.file_ranges import FileRanges, as_offset
 from dax_mp.clients.handle import Handle
-from dax_mp.clients.mapping import ACCESS_WRITE, Mapping, access_of, map_file
+from dax_mp.clients.mapping import ACCESS_DEFAULT, Mapping, map_file
 from dax_mp.clients.status import Extent, FileStat
 from dax_mp.errors import os_error
 from dax_mp.limits import OFFSET_BYTES_MAX
@@ -209,24 +210,25 @@ class DaxFile(FileRanges):
         self,
         length: int = 0,
         offset: int = 0,
-        access: int = ACCESS_WRITE,
+        access: int = ACCESS_DEFAULT,
         past_eof: bool = False,
         *,
-        flags: int | None = None,
-        prot: int | None = None,
+        flags: int = mmap.MAP_SHARED,
+        prot: int = mmap.PROT_READ | mmap.PROT_WRITE,
     ) -> Mapping:
         """Map `length` bytes from `offset` on, both in bytes. It stays mapped when the file is closed or unlinked.
 
         length: 0 is up to the end of the file. access: ACCESS_READ, ACCESS_WRITE, or ACCESS_COPY, whose stores are seen
-        by this process alone; or flags and prot, as mmap.mmap has them. past_eof: the mapping may be longer than the
-        file; an access past its end is a BusError until the file grows, and again after it shrinks.
+        by this process alone; ACCESS_DEFAULT is what flags and prot say, as mmap.mmap has them. past_eof: the mapping
+        may be longer than the file; an access past its end is a BusError until the file grows, and again after it
+        shrinks.
         Raises what mmap.mmap raises: ValueError for an empty file or a length past its end, OverflowError for negative
         or too large numbers, OSError EINVAL for an offset that is not a multiple of the page size, PermissionError
         where the file's mode does not allow the access; OSError ENOMEM without address space or VMAs left.
         """
         handle = self._open()
-        access = access_of(access, flags, prot)
-        return map_file(handle, self._readable, self._writable, as_offset(length), as_offset(offset), access, past_eof)
+        length, offset = as_offset(length), as_offset(offset)
+        return map_file(handle, self._readable, self._writable, length, offset, access, past_eof, flags, prot)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,9 @@
 """A mapping: a part of a file as memory, with the interface of mmap.mmap.
 
 `mmu.Window` is the memory: the address space, the buffer protocol, slices, faults. `MappingCursor` makes it like a
-file.
-This adds what makes it a mapping of a file: the VMA at the coordinator, which keeps the file alive, and the handle
-of the file, shared with the file object, which may be closed before the mapping is (as the kernel's VMA keeps its
-struct file).
+file. This adds what makes it a mapping of a file: the VMA at the coordinator, which keeps the file alive, and the
+handle of the file, shared with the file object, which may be closed before the mapping is (as the kernel's VMA keeps
+its struct file).
 
 The end of one, in order: the window drops its translations and gives its address space back; only then may the
 coordinator forget the VMA (Munmap), since from then on it no longer tells this process to unmap anything of it. That
@@ -13,18 +12,17 @@ order holds in the destructor too: see `holdings.py`.
 
 import errno
 import mmap
-import operator
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import TracebackType
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-import dax_mp.clients.bus_error  # noqa: F401  # gives the native side its exception
 from dax_mp import messages
-from dax_mp.clients.mapping_cursor import MappingCursor, ssize
+from dax_mp.clients.bus_error import BusError
+from dax_mp.clients.mapping_cursor import MappingCursor, as_c_int, as_ssize
 from dax_mp.clients.page_table import PageTableEntry, read_page_table
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.errors import os_error
 from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.messages import Access
@@ -38,6 +36,8 @@ ACCESS_WRITE: Final = mmap.ACCESS_WRITE
 ACCESS_COPY: Final = mmap.ACCESS_COPY
 
 _MADVICES: Final = frozenset(value for name, value in vars(mmap).items() if name.startswith("MADV_"))
+_MAP_TYPE: Final = 0x0F
+"""The bits of mmap(2)'s flags that say whether the mapping is shared or private."""
 
 
 class Mapping(MappingCursor):
@@ -55,7 +55,7 @@ class Mapping(MappingCursor):
         super().__init__(session.pager, vma_id, pgoff, length_bytes, writable, private)
         self._handle: Handle | None = handle
         self._channel = session.channel
-        self._resizing = threading.Lock()
+        self._resizing = threading.RLock()  # a signal handler may resize it in the middle of a resize
         self.name = handle.name
         """The file's name when it was opened."""
         self.offset_bytes = offset_bytes
@@ -78,8 +78,8 @@ class Mapping(MappingCursor):
         Raises ValueError for a range that is not in the mapping, OSError (EINVAL for an offset within a page).
         """
         handle = self._open_handle()
-        length_bytes = len(self) - ssize(offset) if size is None else ssize(size)
-        if ssize(offset) < 0 or length_bytes < 0 or offset + length_bytes > len(self):
+        offset, length_bytes = as_ssize(offset), len(self) if size is None else as_ssize(size)
+        if offset < 0 or length_bytes < 0 or offset + length_bytes > len(self):
             raise ValueError("flush values out of range")
         if self.access != ACCESS_WRITE:
             return
@@ -92,10 +92,10 @@ class Mapping(MappingCursor):
 
         Buffers that are out stay valid, and go on showing what they show; past the file's end an access to them is a
         BusError. Raises TypeError for a mapping that is read-only or private, ValueError, OSError, and BufferError
-        where the mapping cannot grow at its place and has buffers out.
+        where the mapping cannot grow at its place and has buffers out. What raises has changed nothing.
         """
         handle = self._open_handle()
-        newsize = ssize(newsize)
+        newsize = as_ssize(newsize)
         if self.access != ACCESS_WRITE:
             raise TypeError("mmap can't resize a readonly or copy-on-write memory map.")
         if newsize < 0 or newsize > sys.maxsize - self.offset_bytes:
@@ -118,43 +118,63 @@ class Mapping(MappingCursor):
                 super().resize(newsize)
 
     def madvise(self, option: int, start: int = 0, length: int | None = None, /) -> None:
-        """Advice as madvise(2). MADV_WILLNEED maps what is there, MADV_DONTNEED drops what is mapped, private copies
-        included; others have no effect. Raises ValueError, OverflowError, OSError EINVAL.
+        """Advice as madvise(2). MADV_WILLNEED maps the blocks that are there, MADV_DONTNEED drops what is mapped,
+        private copies included, MADV_REMOVE punches a hole; others have no effect.
+
+        Raises ValueError, OverflowError; OSError EINVAL (no advice; an offset within a page), EACCES (MADV_REMOVE of
+        what is no shared writable mapping), EBUSY (of pages that are pinned).
         """
         handle = self._open_handle()
-        start = ssize(start)
-        length_bytes = len(self) if length is None else ssize(length)
+        option, start = as_c_int(option), as_ssize(start)
+        length_bytes = len(self) if length is None else as_ssize(length)
         if not 0 <= start < len(self):
             raise ValueError("madvise start out of bounds")
         if length_bytes < 0:
             raise ValueError("madvise length invalid")
         if start > sys.maxsize - length_bytes:
             raise OverflowError("madvise length too large")
-        length_bytes = min(length_bytes, len(self) - start)
-        if option not in _MADVICES or start % handle.session.page_size:
+        page_size = handle.session.page_size
+        if option not in _MADVICES or start % page_size:
             raise os_error(errno.EINVAL, filename=self.name)
+        whole_bytes = -(-min(length_bytes, len(self) - start) // page_size) * page_size
+        if not whole_bytes:
+            return
         if option == mmap.MADV_DONTNEED:
-            self.drop(start, length_bytes)
+            self.drop(start, min(whole_bytes, len(self) - start))
         elif option == mmap.MADV_WILLNEED:
-            there_bytes = min(length_bytes, self.size() - self.offset_bytes - start)
-            if there_bytes > 0:
-                super().populate(start, there_bytes, False)
+            self._will_need(handle, start, whole_bytes)
+        elif option == mmap.MADV_REMOVE:
+            if self.access != ACCESS_WRITE:
+                raise os_error(errno.EACCES, filename=self.name)
+            handle.fallocate(PUNCH_HOLE, self.offset_bytes + start, whole_bytes)
 
-    def populate(self, start: int = 0, length: int | None = None, write: bool = False, /) -> None:
+    def _will_need(self, handle: "Handle", start: int, length_bytes: int) -> None:
+        """Map the blocks of the range. It is advice: what goes meanwhile, or does not fit, is left out."""
+        with suppress(BusError):
+            for extent in handle.extents():
+                first = max(extent.offset_bytes - self.offset_bytes, start)
+                end = min(
+                    extent.offset_bytes + extent.length_bytes - self.offset_bytes, start + length_bytes, len(self)
+                )
+                if first < end:
+                    super().populate(first, end - first, False)
+
+    def populate(self, start: int = 0, length: int | None = None, write: bool = False) -> None:
         """Map every page of the range now, for stores if `write`: holes get their blocks.
 
         Raises BusError where that cannot be, ValueError for a range that is not in the mapping, TypeError read-only.
         """
         self._check_open()
-        super().populate(start, len(self) - start if length is None else length, write)
+        start = as_ssize(start)
+        super().populate(start, len(self) - start if length is None else as_ssize(length), write)
 
-    def unmap(self, start: int, length: int, /) -> None:
+    def unmap(self, start: int, length: int) -> None:
         """Take whole pages out of the mapping: an access to them is a BusError (EFAULT) from now on (munmap(2)).
 
         Raises OSError EINVAL for what are no whole pages of it, EBUSY where they are pinned.
         """
         page_size = self._open_handle().session.page_size
-        start, length = operator.index(start), operator.index(length)
+        start, length = as_ssize(start), as_ssize(length)
         if start < 0 or length <= 0 or start % page_size or start + length > len(self):
             raise os_error(errno.EINVAL, filename=self.name)
         if length % page_size and start + length != len(self):
@@ -163,7 +183,7 @@ class Mapping(MappingCursor):
         self._channel.request(messages.MunmapRange, self.vma_id, pgoff, -(-length // page_size), filename=self.name)
 
     @contextmanager
-    def pin(self, start: int = 0, length: int | None = None, /) -> Iterator[memoryview]:
+    def pin(self, start: int = 0, length: int | None = None) -> Iterator[memoryview]:
         """The range as a memoryview whose pages are mapped, and stay so until the end of the `with`.
 
         It can be given to system calls and C libraries, which do not fault pages in. Holes get their blocks. A
@@ -172,20 +192,21 @@ class Mapping(MappingCursor):
         end of the file, ENOSPC, and at the end BufferError where a view made of it is still out.
         """
         page_size = self._open_handle().session.page_size
-        length_bytes = len(self) - start if length is None else operator.index(length)
-        if operator.index(start) < 0 or length_bytes <= 0 or start + length_bytes > len(self):
+        start = as_ssize(start)
+        length_bytes = len(self) - start if length is None else as_ssize(length)
+        if start < 0 or length_bytes <= 0 or start + length_bytes > len(self):
             raise ValueError("the range is not in the mapping")
         first = (self.offset_bytes + start) // page_size
         end = -(-(self.offset_bytes + start + length_bytes) // page_size)
         pin_id = self._channel.request(messages.Pin, self.vma_id, first, end - first, filename=self.name)
         try:
             with memoryview(cast(Any, self)) as whole, whole[start : start + length_bytes] as view:
-                self.keep(start, length_bytes, True)
+                self.keep(True)
                 try:
                     super().populate(start, length_bytes, self.writable)
                     yield view
                 finally:
-                    self.keep(start, length_bytes, False)
+                    self.keep(False)
         finally:
             self._channel.request(messages.Unpin, pin_id, filename=self.name)
 
@@ -198,9 +219,7 @@ class Mapping(MappingCursor):
         self._open_handle()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -211,8 +230,8 @@ class Mapping(MappingCursor):
     def __reduce__(self) -> Any:
         """The file is opened by its name in the other process, and mapped alike; private copies stay here."""
         handle = self._open_handle()
-        mode = "r+" if self.access == ACCESS_WRITE else "r"
-        return _remap, (handle.session, handle.name, mode, self.offset_bytes, len(self), self.access)
+        name = handle.stat().name or handle.name
+        return _remap, (handle.session, name, handle.ino, self.offset_bytes, len(self), self.access)
 
     def _open_handle(self) -> "Handle":
         handle = self._handle
@@ -221,40 +240,35 @@ class Mapping(MappingCursor):
         return handle
 
 
-def _remap(session: Any, name: str, mode: str, offset_bytes: int, length_bytes: int, access: int) -> Mapping:
-    with session.open(name, mode) as file:
+def _remap(session: Any, name: str, ino: int, offset_bytes: int, length_bytes: int, access: int) -> Mapping:
+    """Unpickle a mapping. Raises FileNotFoundError where the file has no name any more, also when another has that."""
+    with session.open(name, "r+" if access == ACCESS_WRITE else "r") as file:
+        if file.stat().ino != ino:
+            raise os_error(errno.ENOENT, filename=name)
         mapping: Mapping = file.mmap(length_bytes, offset_bytes, access, past_eof=True)
         return mapping
 
 
-def access_of(access: int, flags: int | None, prot: int | None) -> int:
-    """What mmap.mmap's `access`, or its `flags` and `prot`, come to. Raises ValueError."""
-    if flags is None and prot is None:
-        return ACCESS_WRITE if access == ACCESS_DEFAULT else access
-    if access not in (ACCESS_DEFAULT, ACCESS_WRITE):
-        raise ValueError("mmap can't specify both access and flags, prot.")
-    flags = mmap.MAP_SHARED if flags is None else flags
-    prot = mmap.PROT_READ | mmap.PROT_WRITE if prot is None else prot
-    if flags & (mmap.MAP_SHARED | mmap.MAP_PRIVATE) not in (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
-        raise ValueError("mmap invalid flags: MAP_SHARED or MAP_PRIVATE")
-    if not prot & mmap.PROT_WRITE:
-        return ACCESS_READ
-    return ACCESS_COPY if flags & mmap.MAP_PRIVATE else ACCESS_WRITE
-
-
 def map_file(
-    handle: "Handle", readable: bool, writable: bool, length: int, offset: int, access: int, past_eof: bool
+    handle: "Handle",
+    readable: bool,
+    writable: bool,
+    length: int,
+    offset: int,
+    access: int,
+    past_eof: bool,
+    flags: int,
+    prot: int,
 ) -> Mapping:
     """What `DaxFile.mmap` does, and raises, for an open file with these rights.
 
     The tests are those of mmap.mmap, in its order, then those of mmap(2).
     """
+    access, flags, prot = as_c_int(access), as_c_int(flags), as_c_int(prot)
     if length < 0:
         raise OverflowError("memory mapped length must be positive")
     if offset < 0:
         raise OverflowError("memory mapped offset must be positive")
-    if access not in (ACCESS_READ, ACCESS_WRITE, ACCESS_COPY):
-        raise ValueError("mmap invalid access parameter.")
     size_bytes = handle.size_bytes()
     if length == 0:
         if size_bytes == 0:
@@ -264,6 +278,7 @@ def map_file(
         length = size_bytes - offset
     elif length + offset > size_bytes and not past_eof:
         raise ValueError("mmap length is greater than file size")
+    access = _access_of(access, flags, prot, handle.name)
     if length + offset > OFFSET_BYTES_MAX:
         raise OverflowError("the mapping ends past the largest file offset")
     if not readable or (access == ACCESS_WRITE and not writable):
@@ -271,6 +286,37 @@ def map_file(
     page_size = handle.session.page_size
     if offset % page_size:
         raise os_error(errno.EINVAL, f"the offset must be a multiple of the page size, {page_size}", handle.name)
+    mapping = _map(handle, offset, length, access)
+    if flags & mmap.MAP_POPULATE:
+        mapping.madvise(mmap.MADV_WILLNEED)
+    return mapping
+
+
+def _access_of(access: int, flags: int, prot: int, name: str) -> int:
+    """What mmap.mmap's `access`, or its `flags` and `prot`, come to: ACCESS_READ, ACCESS_WRITE or ACCESS_COPY.
+
+    Raises ValueError as mmap.mmap, OSError as mmap(2).
+    """
+    if access != ACCESS_DEFAULT:
+        if flags != mmap.MAP_SHARED or prot != mmap.PROT_READ | mmap.PROT_WRITE:
+            raise ValueError("mmap can't specify both access and flags, prot.")
+        if access not in (ACCESS_READ, ACCESS_WRITE, ACCESS_COPY):
+            raise ValueError("mmap invalid access parameter.")
+        return access
+    kind = flags & _MAP_TYPE
+    if kind not in (mmap.MAP_SHARED, mmap.MAP_PRIVATE, mmap.MAP_SHARED | mmap.MAP_PRIVATE):
+        raise os_error(errno.EINVAL, "the flags say neither MAP_SHARED nor MAP_PRIVATE", name)
+    if flags & mmap.MAP_ANONYMOUS:
+        raise os_error(errno.EINVAL, "the mapping of a file is not anonymous", name)
+    if prot & mmap.PROT_EXEC:
+        raise os_error(errno.EPERM, "the device holds data, not programs", name)
+    if not prot & mmap.PROT_WRITE:
+        return ACCESS_READ
+    return ACCESS_COPY if kind == mmap.MAP_PRIVATE else ACCESS_WRITE
+
+
+def _map(handle: "Handle", offset: int, length: int, access: int) -> Mapping:
+    page_size = handle.session.page_size
     vma_access = Access.READ | Access.WRITE if access == ACCESS_WRITE else Access.READ
     vma_id = handle.session.channel.request(
         messages.Mmap,

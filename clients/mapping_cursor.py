@@ -1,12 +1,16 @@
-"""The half of a mapping that is like a file: a position, and searches.
+"""The half of a mapping that is like a file and like a sequence: a position, searches, iteration.
 
 Everything goes through slices of the window, in chunks, so that a search costs no memory to speak of, and an access
 that has nothing to map raises BusError at once.
+
+Arguments are taken as mmap.mmap takes them: what it has as a C int or Py_ssize_t is an integer of that range here,
+tested before anything else is.
 """
 
 import operator
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from dax_mp import mmu
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _CHUNK_BYTES: Final = 1 << 20
+_C_INT_MAX: Final = (1 << 31) - 1
 
 
 class MappingCursor(mmu.Window):
@@ -30,8 +35,8 @@ class MappingCursor(mmu.Window):
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Set the position; returns it. whence: SEEK_SET, SEEK_CUR, SEEK_END. Raises ValueError."""
         self._check_open()
-        offset = ssize(offset)
-        match operator.index(whence):
+        offset = as_ssize(offset)
+        match as_c_int(whence):
             case os.SEEK_SET:
                 pass
             case os.SEEK_CUR:
@@ -52,7 +57,7 @@ class MappingCursor(mmu.Window):
         """At most `size` bytes from the position on; all that are left for None or a negative number."""
         self._check_open()
         left_bytes = max(0, len(self) - self._position_bytes)
-        size = left_bytes if size is None else ssize(size)
+        size = left_bytes if size is None else as_ssize(size)
         if not 0 <= size <= left_bytes:
             size = left_bytes
         data = self[self._position_bytes : self._position_bytes + size]
@@ -78,6 +83,8 @@ class MappingCursor(mmu.Window):
         """Store the bytes at the position; returns how many. Raises ValueError where they do not fit, TypeError."""
         self._check_open()
         with memoryview(data) as view:
+            if not view.c_contiguous:
+                raise BufferError("memoryview: underlying buffer is not C-contiguous")
             count = view.nbytes
             self._check_writable()
             if self._position_bytes > len(self) - count:
@@ -90,13 +97,25 @@ class MappingCursor(mmu.Window):
         """Store a byte at the position. Raises ValueError at the end, OverflowError, TypeError."""
         self._check_open()
         value = operator.index(byte)
-        self._check_writable()
         if not 0 <= value <= 255:
-            raise OverflowError("unsigned byte integer is greater than maximum" if value > 255 else "less than minimum")
+            wrong = "less than minimum" if value < 0 else "greater than maximum"
+            raise OverflowError(f"unsigned byte integer is {wrong}")
+        self._check_writable()
         if self._position_bytes >= len(self):
             raise ValueError("write byte out of range")
         self[self._position_bytes] = value
         self._position_bytes += 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Bytes objects of length 1, where an index gives an integer: so it is with mmap.mmap."""
+        index = 0
+        while byte := self[index : index + 1]:
+            yield byte
+            index += 1
+
+    def __reversed__(self) -> Iterator[bytes]:
+        for index in reversed(range(len(self))):
+            yield self[index : index + 1]
 
     def find(self, sub: "ReadableBuffer", start: int | None = None, end: int | None = None, /) -> int:
         """The first place of `sub` in [start, end), which is the position and the end where not given; -1: none."""
@@ -131,8 +150,8 @@ class MappingCursor(mmu.Window):
         self._check_open()
         with memoryview(sub) as view:
             needle = view.tobytes()
-        low = self._position_bytes if start is None else ssize(start)
-        high = len(self) if end is None else ssize(end)
+        low = self._position_bytes if start is None else as_ssize(start)
+        high = len(self) if end is None else as_ssize(end)
         size_bytes = len(self)
         low = max(0, low + size_bytes) if low < 0 else min(low, size_bytes)
         high = max(0, high + size_bytes) if high < 0 else min(high, size_bytes)
@@ -147,9 +166,17 @@ class MappingCursor(mmu.Window):
             raise TypeError("mmap can't modify a readonly memory map.")
 
 
-def ssize(value: int) -> int:
+def as_ssize(value: int) -> int:
     """`value` as a Py_ssize_t. Raises OverflowError, TypeError."""
     number = operator.index(value)
     if not -sys.maxsize - 1 <= number <= sys.maxsize:
         raise OverflowError("Python int too large to convert to C ssize_t")
+    return number
+
+
+def as_c_int(value: int) -> int:
+    """`value` as a C int. Raises OverflowError, TypeError."""
+    number = operator.index(value)
+    if not -_C_INT_MAX - 1 <= number <= _C_INT_MAX:
+        raise OverflowError("Python int too large to convert to C int")
     return number

@@ -50,7 +50,8 @@ PyObject *window_method_move(PyObject *object, PyObject *args)
     Py_ssize_t dest, src, count;
     struct copy what;
 
-    if (!PyArg_ParseTuple(args, "nnn:move", &dest, &src, &count) || !is_open(self) || !is_writable(self))
+    if (!is_open(self) || !PyArg_ParseTuple(args, "nnn:move", &dest, &src, &count) || !is_open(self) ||
+        !is_writable(self)) /* asked again: an __index__ may have closed it */
         return NULL;
     if (dest < 0 || src < 0 || count < 0 || self->length_bytes - dest < count || self->length_bytes - src < count) {
         PyErr_SetString(PyExc_ValueError, "source, destination, or count out of range");
