@@ -188,8 +188,9 @@ class Mapping(MappingCursor):
 
         It can be given to system calls and C libraries, which do not fault pages in. Holes get their blocks. A
         truncate, punch and the like of the file that would take the pages waits meanwhile, and fails with EBUSY after
-        the coordinator's ack timeout. Raises ValueError for a range that is not in the mapping, OSError EFAULT past the
-        end of the file, ENOSPC, and at the end BufferError where a view made of it is still out.
+        the coordinator's ack timeout. Views of it that are kept are views of the mapping afterwards, and pin nothing.
+        Raises ValueError for a range that is not in the mapping, OSError EFAULT where it has no page of the file, and
+        ENOSPC.
         """
         page_size = self._open_handle().session.page_size
         start = as_ssize(start)
