@@ -102,20 +102,41 @@ class Mapping(MappingCursor):
             raise ValueError("new size out of range")
         if not newsize:
             raise os_error(errno.EINVAL, "a mapping has a length", self.name)
-        length_pages = -(-newsize // handle.session.page_size)
+        self._set_length(newsize, handle)
+
+    def remap(self, length: int) -> None:
+        """Give the mapping another length, and leave the file as it is (mremap(2)). Buffers as by `resize`.
+
+        It may be longer than the file: past the end an access is a BusError until the file grows.
+        Raises ValueError, OSError, BufferError as `resize`.
+        """
+        self._open_handle()
+        length = as_ssize(length)
+        if length <= 0 or length > sys.maxsize - self.offset_bytes:
+            raise ValueError("length out of range")
+        self._set_length(length, None)
+
+    def _set_length(self, length_bytes: int, truncated: "Handle | None") -> None:
+        """Of the mapping, and of the file where a handle of it is given."""
+        length_pages = -(-length_bytes // self._open_handle().session.page_size)
         with self._resizing:
             before_bytes = len(self)
-            if newsize > before_bytes:  # address space first: without it nothing is changed
-                super().resize(newsize)
+            if length_bytes > before_bytes:  # address space first: without it nothing is changed
+                try:
+                    super().resize(length_bytes)
+                except OSError as error:
+                    error.filename = self.name
+                    raise
             try:
-                handle.truncate(self.offset_bytes + newsize)
+                if truncated is not None:
+                    truncated.truncate(self.offset_bytes + length_bytes)
                 self._channel.request(messages.Mremap, self.vma_id, length_pages, filename=self.name)
             except BaseException:
-                if newsize > before_bytes:
+                if length_bytes > before_bytes:
                     super().resize(before_bytes)
                 raise
-            if newsize < before_bytes:
-                super().resize(newsize)
+            if length_bytes < before_bytes:
+                super().resize(length_bytes)
 
     def madvise(self, option: int, start: int = 0, length: int | None = None, /) -> None:
         """Advice as madvise(2). MADV_WILLNEED maps the blocks that are there, MADV_DONTNEED drops what is mapped,
@@ -210,6 +231,10 @@ class Mapping(MappingCursor):
                     self.keep(False)
         finally:
             self._channel.request(messages.Unpin, pin_id, filename=self.name)
+
+    def renamed(self, name: str) -> None:
+        """For the library's own modules: the file has another name now, for what is raised."""
+        self.name = self._open_handle().name = name
 
     def page_table(self) -> list[PageTableEntry]:
         """What this process has mapped of it now, as the kernel says. Pages that are not mapped are left out."""

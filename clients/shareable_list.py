@@ -8,7 +8,7 @@ import multiprocessing.shared_memory
 import os
 from collections.abc import Iterable
 from types import FunctionType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from dax_mp.clients.session import Session, shared_session
 from dax_mp.clients.shared_memory import SharedMemory
@@ -53,14 +53,26 @@ class ShareableList(_theirs[T], Generic[T]):
     ) -> None:
         session = shared_session(endpoint) if session is None else session
 
-        def shared_memory(name: str | None = None, create: bool = False, size: int = 0) -> SharedMemory:
-            return SharedMemory(name, create, size, session=session, ephemeral=ephemeral)
+        made: list[SharedMemory] = []
 
-        _init_with(shared_memory)(self, sequence, name=name)
+        def shared_memory(name: str | None = None, create: bool = False, size: int = 0) -> SharedMemory:
+            memory = SharedMemory(name, create, size, session=session, ephemeral=ephemeral)
+            if create:
+                made.append(memory)
+            return memory
+
+        try:
+            _init_with(shared_memory)(self, sequence, name=name)
+        except BaseException:
+            for memory in made:  # a value that cannot be stored: nobody would ever unlink it
+                memory.unlink()
+                memory.close()
+            raise
 
     def __reduce__(self) -> Any:
-        return _unpickle, (self.shm,)
+        shared_memory = cast(SharedMemory, self.shm)  # typed as the standard library's
+        return _attach, (type(self), shared_memory.session, shared_memory.name)
 
 
-def _unpickle(shared_memory: SharedMemory) -> "ShareableList[Any]":
-    return ShareableList(name=shared_memory.name, session=shared_memory._session)
+def _attach(cls: "type[ShareableList[Any]]", session: Session, name: str) -> "ShareableList[Any]":
+    return cls(name=name, session=session)

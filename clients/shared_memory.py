@@ -11,10 +11,11 @@ taken (renameat2(2), RENAME_NOREPLACE).
 import errno
 import os
 import secrets
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from dax_mp.clients.session import Session, shared_session
 from dax_mp.errors import os_error
+from dax_mp.limits import NAME_BYTES_MAX
 
 if TYPE_CHECKING:
     from dax_mp.clients.mapping import Mapping
@@ -54,6 +55,7 @@ class SharedMemory:
     ) -> None:
         self._mapping: Mapping | None = None
         self._buf: memoryview | None = None
+        self._size_bytes = 0
         if not size >= 0:
             raise ValueError("'size' must be a positive integer")
         if create and size == 0:
@@ -65,27 +67,29 @@ class SharedMemory:
             self._name = self._create(name, size, ephemeral)
         else:
             assert name is not None
-            self._name = name.removeprefix("/")
-            self._attach()
+            self._name = name
+            with self._session.open(_file_name(name), "r+") as file:
+                self._map(file.mmap())
 
     def _create(self, name: str | None, size: int, ephemeral: bool) -> str:
+        """Make it, and map it; returns its name. What fails leaves nothing."""
         session = self._session
         with session.open(f".shared-memory-{secrets.token_hex(8)}", "x+", ephemeral=ephemeral) as file:
             try:
                 file.truncate(size)
+                mapping = file.mmap()
                 final = self._rename(file.name, name)
-                self._map(file.mmap())
             except BaseException:
-                if file.stat().name == file.name:
-                    session.unlink(file.name)
+                session.unlink(file.name)
                 raise
+            mapping.renamed(_file_name(final))
+            self._map(mapping)
         return final
 
     def _rename(self, temporary: str, name: str | None) -> str:
         """Give the file its name; returns it."""
         if name is not None:
-            name = name.removeprefix("/")
-            self._session.rename(temporary, name, replace=False)
+            self._session.rename(temporary, _file_name(name), replace=False)
             return name
         for _ in range(_NAME_TRIES):
             name = f"psm_{secrets.token_hex(4)}"
@@ -96,13 +100,14 @@ class SharedMemory:
             return name
         raise os_error(errno.EEXIST, "no free name found")
 
-    def _attach(self) -> None:
-        with self._session.open(self._name, "r+") as file:
-            self._map(file.mmap())
-
     def _map(self, mapping: "Mapping") -> None:
         self._mapping = mapping
-        self._buf = memoryview(mapping)
+        self._view()
+
+    def _view(self) -> None:
+        assert self._mapping is not None
+        self._buf = memoryview(self._mapping)
+        self._size_bytes = len(self._mapping)
 
     @property
     def name(self) -> str:
@@ -110,28 +115,43 @@ class SharedMemory:
         return self._name
 
     @property
+    def session(self) -> Session:
+        """Whose it is."""
+        return self._session
+
+    @property
     def size(self) -> int:
-        """In bytes. Where another process has resized it, `resize` to the file's size to see that here."""
-        return 0 if self._mapping is None or self._mapping.closed else len(self._mapping)
+        """In bytes. Where another process has resized it, `resize()` to see that here."""
+        return self._size_bytes
 
     @property
     def buf(self) -> memoryview:
-        """Its memory."""
-        if self._buf is None:
-            raise ValueError("the shared memory is closed")
-        return self._buf
+        """Its memory; None when it is closed."""
+        return cast(memoryview, self._buf)  # typed for those who use it rightly, as the standard library's
 
     def resize(self, size: int | None = None) -> None:
         """Give it another size, for all processes; None: take over here what another one has given it.
 
         `buf` is a new view afterwards. Views made before stay valid; past the end an access is a BusError.
+        Raises ValueError when it is closed, or for a size that cannot be; OSError.
         """
         if self._mapping is None or self._buf is None:
             raise ValueError("the shared memory is closed")
-        if size is not None and size <= 0:
+        if size is not None and not size > 0:
             raise ValueError("'size' must be a positive number different from zero")
-        self._mapping.resize(self._mapping.size() if size is None else size)
-        self._buf = memoryview(self._mapping)  # the old one lives on for who has it
+        try:
+            self._set_size(self._mapping, size)
+        except BufferError:
+            self._buf = None  # what would have to move has no views then, if nobody has taken this one
+            self._set_size(self._mapping, size)
+        finally:
+            self._view()  # the old one lives on for who has it
+
+    def _set_size(self, mapping: "Mapping", size: int | None) -> None:
+        if size is None:
+            mapping.remap(mapping.size())
+        else:
+            mapping.resize(size)
 
     def close(self) -> None:
         """Unmap it here. Raises BufferError where a view of it is still out. May be called again."""
@@ -144,7 +164,7 @@ class SharedMemory:
 
     def unlink(self) -> None:
         """Take its name away; it lives on for those who have it. Raises FileNotFoundError."""
-        self._session.unlink(self._name)
+        self._session.unlink(_file_name(self._name))
 
     def __del__(self) -> None:
         try:
@@ -153,11 +173,21 @@ class SharedMemory:
             pass
 
     def __reduce__(self) -> Any:
-        return _unpickle, (self._session, self._name)
+        return _attach, (type(self), self._session, self._name)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._name!r}, size={self.size})"
 
 
-def _unpickle(session: Session, name: str) -> SharedMemory:
-    return SharedMemory(name, session=session)
+def _attach(cls: type[SharedMemory], session: Session, name: str) -> SharedMemory:
+    return cls(name, session=session)
+
+
+def _file_name(name: str) -> str:
+    """Names are those of shm_open(3): they may begin with slashes. Raises OSError EINVAL, ValueError, TypeError."""
+    file_name = ("/" + name).lstrip("/")
+    if "\0" in file_name:
+        raise ValueError("embedded null character")
+    if not file_name or "/" in file_name or len(file_name.encode()) > NAME_BYTES_MAX:
+        raise os_error(errno.EINVAL, filename=name)
+    return file_name

@@ -1,27 +1,38 @@
 """SharedMemoryManager of the standard library, over this library's SharedMemory.
 
-There the manager's process notes what was made and unlinks it at the end, with the resource tracker's help. Here that
-is the coordinator's work: what a manager makes is ephemeral, and a session of the manager's process holds each until
-the manager shuts down, or is killed. So nothing is left behind either way.
+There the manager's process notes what was made and unlinks it at the end, with the resource tracker's help where that
+process is killed. Here what a manager makes is ephemeral: a session of the manager's process holds each until the
+manager shuts down, and then takes the names away; and where it is killed, each goes with the last process that has it.
 """
 
 import os
-from collections.abc import Callable, Iterable
-from multiprocessing.managers import BaseManager
+from collections.abc import Iterable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.managers import BaseManager, Server, dispatch  # type: ignore[attr-defined]
 from typing import Any, cast
 
 from dax_mp.clients import shareable_list, shared_memory
-from dax_mp.clients.session import shared_session
+from dax_mp.clients.session import Session
 
 
-class _Held:
+class _Server(Server):
     """In the manager's process: what it holds."""
 
-    def __init__(self) -> None:
-        self._held: dict[str, shared_memory.SharedMemory] = {}
+    public = [*Server.public, "hold"]
 
-    def hold(self, endpoint: str, name: str) -> None:
-        self._held[name] = shared_memory.SharedMemory(name, endpoint=endpoint)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._held: list[shared_memory.SharedMemory] = []
+
+    def hold(self, _connection: Any, session: Session, name: str) -> None:
+        self._held.append(shared_memory.SharedMemory(name, session=session))
+
+    def shutdown(self, c: Any) -> None:
+        for held in self._held:
+            with suppress(OSError):  # somebody has unlinked it, or the coordinator is gone
+                held.unlink()
+        super().shutdown(c)
 
 
 class SharedMemoryManager(BaseManager):
@@ -30,36 +41,32 @@ class SharedMemoryManager(BaseManager):
     address and others: as of BaseManager. endpoint: of the coordinator, for the memory that this process makes.
     """
 
+    _Server = _Server
+
     def __init__(self, *args: Any, endpoint: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._endpoint = endpoint
-        self._holder: Any = None
 
     def SharedMemory(self, size: int) -> shared_memory.SharedMemory:
-        """A new block of shared memory."""
-        return self._made(
-            lambda: shared_memory.SharedMemory(create=True, size=size, endpoint=self._endpoint, ephemeral=True)
-        )
+        """A new block of shared memory. Raises as SharedMemory, and as the standard library's when not started."""
+        with self._client() as connection:
+            made = shared_memory.SharedMemory(create=True, size=size, endpoint=self._endpoint, ephemeral=True)
+            _hold(connection, made)
+            return made
 
     def ShareableList(self, sequence: Iterable[Any]) -> "shareable_list.ShareableList[Any]":
-        """A new list with these values."""
-        lists: list[shareable_list.ShareableList[Any]] = []
+        """A new list with these values. Raises as `SharedMemory`."""
+        with self._client() as connection:
+            made: shareable_list.ShareableList[Any]
+            made = shareable_list.ShareableList(sequence, endpoint=self._endpoint, ephemeral=True)
+            _hold(connection, cast(Any, made.shm))  # typed as the standard library's
+            return made
 
-        def make() -> shared_memory.SharedMemory:
-            lists.append(shareable_list.ShareableList(sequence, endpoint=self._endpoint, ephemeral=True))
-            shm: shared_memory.SharedMemory = cast(Any, lists[0].shm)  # typed as the standard library's
-            return shm
-
-        self._made(make)
-        return lists[0]
-
-    def _made(self, make: Callable[[], shared_memory.SharedMemory]) -> shared_memory.SharedMemory:
-        """What `make` makes, held by the manager's process. Raises AssertionError, as BaseManager, when not started."""
-        if self._holder is None:
-            self._holder = self._Held()  # type: ignore[attr-defined]  # registered below
-        made = make()
-        self._holder.hold(shared_session(self._endpoint).endpoint, made.name)
-        return made
+    def _client(self) -> Connection:
+        this: Any = self
+        connection: Connection = this._Client(this._address, authkey=this._authkey)
+        return connection
 
 
-SharedMemoryManager.register("_Held", _Held, exposed=("hold",))
+def _hold(connection: Connection, made: shared_memory.SharedMemory) -> None:
+    dispatch(connection, None, "hold", (made.session, made.name))

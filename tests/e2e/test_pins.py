@@ -257,8 +257,9 @@ def test_a_child_has_no_pins(served: Any, script: Script) -> None:
     session, file = served(3600)
     process = script(
         """
-import os, sys
+import os, sys, warnings
 import dax_mp
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 with dax_mp.connect(sys.argv[1]) as session, session.open("file", "r+") as file, file.mmap() as mapping:
     with mapping.pin(0, 100) as view:
         if not (pid := os.fork()):

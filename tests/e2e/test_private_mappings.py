@@ -155,8 +155,9 @@ def test_a_read_only_file_is_mapped_privately(session: dax_mp.Session, file: dax
 def test_a_fork_has_the_copies(file: dax_mp.DaxFile, session: dax_mp.Session, script: Script) -> None:
     process = script(
         """
-import os, sys
+import os, sys, warnings
 import dax_mp
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 session = dax_mp.connect(sys.argv[1])
 with session.open("file") as file:
     mapping = file.mmap(access=dax_mp.ACCESS_COPY)
