@@ -4,17 +4,24 @@ Nobody ever sees one half made: the file is made under a name that nobody knows,
 then renamed, unless the name is taken.
 """
 
+import errno
 import json
+import math
+import operator
 import secrets
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from dax_mp.clients.file import DaxFile
 from dax_mp.clients.session import Session
+from dax_mp.errors import os_error
+from dax_mp.limits import OFFSET_BYTES_MAX
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike, NDArray
+
+    from dax_mp.clients.mapping import Mapping
 
 ATTRIBUTE: Final = "dax_mp.ndarray"
 """JSON: shape, order, and dtype as numpy.lib.format has it in the header of a .npy file."""
@@ -26,14 +33,15 @@ def ndarray(
     shape: int | Sequence[int] | None = None,
     dtype: "DTypeLike | None" = None,
     *,
-    order: Literal["C", "F"] = "C",
+    order: Literal["C", "F"] | None = None,
     create: bool | None = None,
     readonly: bool = False,
 ) -> "NDArray[Any]":
     """The array in the file `name`: made, all zeroes, where there is none and a shape is given; else attached to.
 
-    dtype: float64 where not given for a new one. create: True: it must be new (FileExistsError); False: it must be
-    there (FileNotFoundError). readonly: map it for loads alone. The array keeps its mapping, and that the file.
+    dtype, order: float64 and C where not given for a new one. create: True: it must be new (FileExistsError); False: it
+    must be there (FileNotFoundError). readonly: map it for loads alone. The array keeps its mapping, and that the file.
+    It is a plain numpy array: pickled, it is a copy; other processes attach by the name.
 
         >>> array = ndarray(session, "samples", (1000, 3), "f4")
         >>> array[7] = 1, 2, 3
@@ -41,81 +49,124 @@ def ndarray(
         [1.0, 2.0, 3.0]
 
     Raises ValueError where shape, dtype or order are given and are not the file's, where the dtype holds Python
-    objects, where the array would have no bytes, and where the file holds no array; OSError as `Session.open`.
+    objects, and where the file holds no array; OSError as `Session.open`.
     """
-    import numpy as np
-
-    if shape is not None and create is not False:
-        wanted = np.dtype(dtype)
-        dimensions = (shape,) if isinstance(shape, int) else tuple(int(length) for length in shape)
+    wanted = _wanted(shape, dtype, order)
+    if wanted.shape is not None and create is not False:
         try:
-            return _create(session, name, dimensions, wanted, order, readonly)
+            return _create(session, name, _Layout(wanted.shape, wanted.dtype, wanted.order or "C"), readonly)
         except FileExistsError:
             if create:
                 raise
     elif create:
         raise ValueError("a new array needs a shape")
     with session.open(name, "r" if readonly else "r+") as file:
-        array = _attach(file, readonly)
-    _check(name, array, shape, dtype)
-    return array
+        layout = _layout_of(file)
+        _check(name, layout, wanted, dtype is not None)
+        return layout.array(_map(file, layout, readonly))
 
 
-def _create(
-    session: Session,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: "np.dtype[Any]",
-    order: Literal["C", "F"],
-    readonly: bool,
-) -> "NDArray[Any]":
+class _Layout(NamedTuple):
+    """How an array lies in its file."""
+
+    shape: tuple[int, ...]
+    dtype: "np.dtype[Any]"
+    order: Literal["C", "F"]
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def array(self, mapping: "Mapping | None") -> "NDArray[Any]":
+        """Without a mapping where it has no bytes."""
+        import numpy as np
+
+        return np.ndarray(self.shape, self.dtype, buffer=cast(Any, mapping), order=self.order)
+
+    def as_json(self) -> bytes:
+        import numpy as np
+
+        dtype = np.lib.format.dtype_to_descr(self.dtype)
+        return json.dumps({"shape": self.shape, "order": self.order, "dtype": dtype}).encode()
+
+
+class _Wanted(NamedTuple):
+    """What the caller gives; None: nothing."""
+
+    shape: tuple[int, ...] | None
+    dtype: "np.dtype[Any]"
+    order: Literal["C", "F"] | None
+
+
+def _wanted(shape: int | Sequence[int] | None, dtype: "DTypeLike | None", order: Any) -> _Wanted:
     import numpy as np
 
-    if dtype.hasobject:
-        raise ValueError(f"{dtype} holds Python objects, which no other process could read")
-    size_bytes = dtype.itemsize
-    for length in shape:
-        if length < 0:
-            raise ValueError("negative dimensions are not allowed")
-        size_bytes *= length
-    if not size_bytes:
-        raise ValueError(f"an array of shape {shape} and {dtype} has no bytes")
-    if any(stat.name == name for stat in _stat(session, name)):
-        raise FileExistsError(name)
-    description = {"shape": shape, "order": order, "dtype": np.lib.format.dtype_to_descr(dtype)}
-    with session.open(f".ndarray-{secrets.token_hex(8)}", "x+", ephemeral=False) as file:
+    if order not in (None, "C", "F"):
+        raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+    wanted: np.dtype[Any] = np.dtype(dtype)
+    if shape is None:
+        return _Wanted(None, wanted, order)
+    dimensions = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(map(operator.index, shape))
+    if min(dimensions, default=0) < 0:
+        raise ValueError("negative dimensions are not allowed")
+    if wanted.subdtype is not None:  # as for numpy's own: its dimensions are the array's last
+        wanted, inner = wanted.subdtype
+        dimensions += inner
+    return _Wanted(dimensions, wanted, order)
+
+
+def _create(session: Session, name: str, layout: _Layout, readonly: bool) -> "NDArray[Any]":
+    if layout.dtype.hasobject:
+        raise ValueError(f"{layout.dtype} holds Python objects, which no other process could read")
+    if layout.size_bytes > OFFSET_BYTES_MAX:
+        raise ValueError("the array is too big")
+    if _is_there(session, name):  # asked first, so that attaching makes nothing
+        raise os_error(errno.EEXIST, filename=name)
+    with session.open(f".ndarray-{secrets.token_hex(8)}", "x+") as file:
         try:
-            file.truncate(size_bytes)
-            file.setxattr(ATTRIBUTE, json.dumps(description).encode())
-            array = _attach(file, readonly)
+            file.truncate(layout.size_bytes)
+            file.setxattr(ATTRIBUTE, layout.as_json())
+            mapping = _map(file, layout, readonly)
+            array = layout.array(mapping)
             session.rename(file.name, name, replace=False)
         except BaseException:
             session.unlink(file.name)
             raise
+        if mapping is not None:
+            mapping.renamed(name)
         return array
 
 
-def _stat(session: Session, name: str) -> list[Any]:
-    """The file's, if it is there: asked first, so that attaching makes nothing."""
+def _is_there(session: Session, name: str) -> bool:
     try:
-        return [session.stat(name)]
+        session.stat(name)
     except FileNotFoundError:
-        return []
+        return False
+    return True
 
 
-def _attach(file: DaxFile, readonly: bool) -> "NDArray[Any]":
-    import numpy as np
-
+def _map(file: DaxFile, layout: _Layout, readonly: bool) -> "Mapping | None":
     from dax_mp.clients.mapping import ACCESS_READ, ACCESS_WRITE
+
+    if not layout.size_bytes:
+        return None
+    return file.mmap(layout.size_bytes, access=ACCESS_READ if readonly else ACCESS_WRITE)
+
+
+def _layout_of(file: DaxFile) -> _Layout:
+    import numpy as np
 
     try:
         description = json.loads(file.getxattr(ATTRIBUTE))
     except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
         raise ValueError(f"the file {file.name!r} holds no array: it has no attribute {ATTRIBUTE}") from error
     dtype = np.lib.format.descr_to_dtype(_with_tuples(description["dtype"]))
-    mapping = file.mmap(access=ACCESS_READ if readonly else ACCESS_WRITE)
-    shape = tuple(description["shape"])
-    return np.ndarray(shape, dtype, buffer=cast(Any, mapping), order=description["order"])
+    layout = _Layout(tuple(description["shape"]), dtype, description["order"])
+    if file.size < layout.size_bytes:
+        raise ValueError(f"the file {file.name!r} is shorter than the array in it, of {layout.size_bytes} bytes")
+    return layout
 
 
 def _with_tuples(description: Any) -> Any:
@@ -129,10 +180,10 @@ def _with_tuples(description: Any) -> Any:
     return fields
 
 
-def _check(name: str, array: "NDArray[Any]", shape: int | Sequence[int] | None, dtype: "DTypeLike | None") -> None:
-    import numpy as np
-
-    if shape is not None and array.shape != ((shape,) if isinstance(shape, int) else tuple(shape)):
-        raise ValueError(f"the array {name!r} has shape {array.shape}, not {shape}")
-    if dtype is not None and array.dtype != np.dtype(dtype):
-        raise ValueError(f"the array {name!r} has dtype {array.dtype}, not {np.dtype(dtype)}")
+def _check(name: str, layout: _Layout, wanted: _Wanted, with_dtype: bool) -> None:
+    if wanted.shape is not None and wanted.shape != layout.shape:
+        raise ValueError(f"the array {name!r} has shape {layout.shape}, not {wanted.shape}")
+    if with_dtype and wanted.dtype != layout.dtype:
+        raise ValueError(f"the array {name!r} has dtype {layout.dtype}, not {wanted.dtype}")
+    if wanted.order is not None and wanted.order != layout.order:
+        raise ValueError(f"the array {name!r} has order {layout.order}, not {wanted.order}")
