@@ -43,9 +43,9 @@ def ndarray(
     must be there (FileNotFoundError). readonly: map it for loads alone. The array keeps its mapping, and that the file.
     It is a plain numpy array: pickled, it is a copy; other processes attach by the name.
 
-        >>> array = ndarray(session, "samples", (1000, 3), "f4")
+        >>> array = dax_mp.ndarray(session, "samples", (1000, 3), "f4")
         >>> array[7] = 1, 2, 3
-        >>> ndarray(session, "samples")[7].tolist()  # in another process, likely
+        >>> dax_mp.ndarray(session, "samples")[7].tolist()  # in another process, likely
         [1.0, 2.0, 3.0]
 
     Raises ValueError where shape, dtype or order are given and are not the file's, where the dtype holds Python

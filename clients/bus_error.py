@@ -29,6 +29,15 @@ _REASONS: Final = {
 class BusError(OSError):
     """An access to a mapping that cannot be served.
 
+        >>> file = session.open("short", "w+")
+        >>> mapping = file.mmap(100, past_eof=True)
+        >>> try:
+        ...     mapping[5]
+        ... except dax_mp.BusError as error:
+        ...     print(errno.errorcode[error.errno], error.filename, error.offset_bytes)
+        EFAULT short 5
+        >>> mapping.close(); file.close()
+
     errno: EFAULT past the end of the file, ENOSPC no block for a store, ENOMEM no frame for a load from a hole, ESTALE
     session closed or evicted, EIO coordinator gone. filename: the file's name when it was opened; None where the
     mapping is closed since.

@@ -44,6 +44,20 @@ _FLAGS: Final = {
 class DaxFile(FileRanges):
     """An open file. `Session.open` makes one.
 
+        >>> file = session.open("data", "w+")
+        >>> file.truncate(1 << 30)  # a hole, which takes no block
+        1073741824
+        >>> file.pwrite(b"hello", 1 << 20)
+        5
+        >>> file.seek(0, dax_mp.SEEK_DATA), file.stat().blocks
+        (1048576, 1)
+        >>> file.read(5)
+        b'hello'
+        >>> file.punch_hole(0, 1 << 30)
+        >>> file.pread(5, 1 << 20), file.stat().blocks
+        (b'\\x00\\x00\\x00\\x00\\x00', 0)
+        >>> file.close()
+
     Every method raises ValueError when it is closed, and OSError for what the coordinator refuses.
     """
 

@@ -89,6 +89,10 @@ def launch(
     that none can be missing later. endpoint: the directory where it serves; None is a new one. ack_timeout: in
     seconds. debug: the coordinator checks every invariant after every event.
     Raises ValueError for a size or policy that is none, OSError with the coordinator's own words where it cannot serve.
+
+        >>> with dax_mp.launch("16MiB") as daemon, dax_mp.connect(daemon.endpoint) as session:
+        ...     session.statfs().pages * session.page_size
+        16777216
     """
     if hole_policy not in HOLE_POLICIES:
         raise ValueError(f"not a hole policy: {hole_policy!r}; there are {' and '.join(HOLE_POLICIES)}")

@@ -46,6 +46,20 @@ class Mapping(MappingCursor):
     It has the interface of mmap.mmap, buffer protocol included (memoryview, numpy.frombuffer, struct, ctypes), and
     raises the same exceptions for the same mistakes. An access that has nothing to map raises BusError and never ends
     the process.
+
+        >>> file = session.open("mapped", "w+")
+        >>> file.truncate(1000)
+        1000
+        >>> mapping = file.mmap()
+        >>> mapping.write(b"one\\ntwo\\n")
+        8
+        >>> mapping[0], mapping[4:7], mapping.find(b"two", 0), len(mapping)
+        (111, b'two', 4, 1000)
+        >>> view = memoryview(mapping)
+        >>> mapping.resize(1 << 20)  # the file too; and the view stays valid
+        >>> bytes(view[:3]), file.size
+        (b'one', 1048576)
+        >>> view.release(); mapping.close(); file.close()
     """
 
     def __init__(self, handle: "Handle", vma_id: int, offset_bytes: int, length_bytes: int, access: int) -> None:
@@ -55,12 +69,16 @@ class Mapping(MappingCursor):
         super().__init__(session.pager, vma_id, pgoff, length_bytes, writable, private)
         self._handle: Handle | None = handle
         self._channel = session.channel
-        self._resizing = threading.RLock()  # a signal handler may resize it in the middle of a resize
+        self.inherit()
         self.name = handle.name
         """The file's name when it was opened."""
         self.offset_bytes = offset_bytes
         self.access = access
         session.channel.holdings.add_mapping(self)
+
+    def inherit(self) -> None:
+        """Also in a fork's child: a thread that held the lock is not here."""
+        self._resizing = threading.RLock()  # a signal handler may resize it in the middle of a resize
 
     def close(self) -> None:
         """Unmap. Raises BufferError while a buffer of it is out (a memoryview, an array). May be called again."""

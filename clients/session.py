@@ -54,12 +54,24 @@ def connect(endpoint: str | os.PathLike[str] | None = None, bus_error: str = "ra
 
     Raises NoCoordinatorError where none serves there, ProtocolError where it is of another version or page size,
     TimeoutError where it does not answer, OSError else.
+
+        >>> with dax_mp.connect(daemon.endpoint) as session:
+        ...     session.listdir()
+        []
     """
     return Session(attach.user_endpoint() if endpoint is None else os.fspath(endpoint), bus_error)
 
 
 class Session:
     """The files of one coordinator. `connect` makes one; threads may share it.
+
+        >>> with session.open("notes", "w") as file:
+        ...     file.write(b"text")
+        4
+        >>> session.rename("notes", "old notes")
+        >>> session.listdir(), session.stat("old notes").size_bytes
+        (['old notes'], 4)
+        >>> session.unlink("old notes")
 
     Every method raises OSError for what the coordinator refuses, ConnectionError when it is gone, ValueError when the
     session is closed, and OSError ESTALE when it was evicted or belongs to the parent process.
@@ -288,6 +300,8 @@ class Session:
         os.close(self._lock_fd)
         for file in self.channel.holdings.files():
             file.inherit()
+        for mapping in self.channel.holdings.mappings():
+            mapping.inherit()
         parent_token, self._token = self._token, _new_token()
         try:
             self.channel.inherit(self._token)
@@ -324,6 +338,9 @@ def shared_session(endpoint: str | os.PathLike[str] | None = None, bus_error: st
 
     It ends with the process. One that has been closed, or was evicted, or whose coordinator has ended, is replaced.
     Raises as `connect`.
+
+        >>> dax_mp.shared_session(daemon.endpoint) is dax_mp.shared_session(daemon.endpoint)
+        True
     """
     path = os.path.abspath(attach.user_endpoint() if endpoint is None else os.fspath(endpoint))
     with _shared_lock:

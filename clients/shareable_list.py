@@ -32,10 +32,10 @@ class ShareableList(_theirs[T], Generic[T]):
 
     session, endpoint, ephemeral: as of SharedMemory.
 
-        >>> numbers = ShareableList([1, 2.5, "three", None], session=session)
+        >>> numbers = dax_mp.ShareableList([1, 2.5, "three", None], session=session)
         >>> numbers[2]
         'three'
-        >>> other = ShareableList(name=numbers.shm.name, session=session)
+        >>> other = dax_mp.ShareableList(name=numbers.shm.name, session=session)
         >>> other[0] = 7
         >>> numbers[0], len(numbers)
         (7, 4)

@@ -31,9 +31,9 @@ class SharedMemory:
     the process's shared session at `endpoint`, by default $DAX_MP_ENDPOINT or the user's own. ephemeral: a new one is
     unlinked when no process has it any more.
 
-        >>> shared = SharedMemory(create=True, size=10_000, session=session)
+        >>> shared = dax_mp.SharedMemory(create=True, size=10_000, session=session)
         >>> shared.buf[:5] = b"hello"
-        >>> other = SharedMemory(shared.name, session=session)  # in another process, likely
+        >>> other = dax_mp.SharedMemory(shared.name, session=session)  # in another process, likely
         >>> bytes(other.buf[:5]), other.size
         (b'hello', 10000)
         >>> other.resize(20_000)

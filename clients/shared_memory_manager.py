@@ -39,6 +39,12 @@ class SharedMemoryManager(BaseManager):
     """multiprocessing.managers.SharedMemoryManager: what it makes lives as long as the manager, and is then unlinked.
 
     address and others: as of BaseManager. endpoint: of the coordinator, for the memory that this process makes.
+
+        >>> with dax_mp.SharedMemoryManager(endpoint=daemon.endpoint) as manager:
+        ...     shared, names = manager.SharedMemory(1000), manager.ShareableList(["one", "two"])
+        ...     shared.size, names[1]  # both can be given to other processes
+        (1000, 'two')
+        >>> shared.close(); names.shm.close()
     """
 
     _Server = _Server

@@ -243,6 +243,43 @@ session.close()
     assert lines == ["{0} 1 0"]
 
 
+def test_fork_in_the_middle_of_another_threads_resize(daemon: dax_mp.Daemon, script: Script) -> None:
+    """The child resizes the mapping too, whatever the thread that is not there was about to do."""
+    lines = run(
+        script,
+        daemon,
+        """
+file = session.open("grows", "w+")
+file.truncate(4096)
+mapping = file.mmap()
+stop = threading.Event()
+
+def resize():
+    while not stop.is_set():
+        mapping.resize(1 << 20)
+        mapping.resize(4096)
+
+thread = threading.Thread(target=resize)
+thread.start()
+
+def child():
+    signal.alarm(30)  # it would wait for ever
+    mapping.resize(2 << 20)
+    os._exit(len(mapping) == 2 << 20)
+
+codes = {fork(child) for _ in range(20)}
+stop.set()
+thread.join()
+mapping.close()
+file.close()
+print(codes)
+session.unlink("grows")
+session.close()
+""",
+    )
+    assert lines == ["{1}"]
+
+
 def test_threads_fork_at_once(daemon: dax_mp.Daemon, script: Script) -> None:
     lines = run(
         script,
