@@ -241,12 +241,12 @@ class Mapping(MappingCursor):
         pin_id = self._channel.request(messages.Pin, self.vma_id, first, end - first, filename=self.name)
         try:
             with memoryview(cast(Any, self)) as whole, whole[start : start + length_bytes] as view:
-                self.keep(True)
+                self.keep(start, length_bytes, True)
                 try:
                     super().populate(start, length_bytes, self.writable)
                     yield view
                 finally:
-                    self.keep(False)
+                    self.keep(start, length_bytes, False)
         finally:
             self._channel.request(messages.Unpin, pin_id, filename=self.name)
 

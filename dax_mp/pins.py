@@ -39,22 +39,23 @@ def lock_unpinned(fs: FileSystem, inode: Inode, pages: PageRange) -> Steps[None]
 def pin(fs: FileSystem, vma: Vma, pages: PageRange) -> Steps[int]:
     """Pin these pages of the VMA. Returns the pin's id.
 
-    Raises OSError EINVAL (not in the VMA), EFAULT (past the end of the file), ENOSPC (no blocks for the holes).
+    Raises OSError EINVAL (not in the VMA), EFAULT (taken out of it, or past the end of the file), ENOSPC (no blocks for
+    the holes).
     """
-    if not pages.length_pages or not vma.has_all(pages):
+    if not pages.length_pages or not vma.pgoff <= pages.start or pages.end > vma.end_pgoff:
         raise os_error(errno.EINVAL, "a pin lies within its mapping")
     inode = vma.inode
     if granted := inode.rwsem.acquire_exclusive():  # nobody else fills holes but faults, and no new one comes up
         yield granted
     try:
-        if pages.end > inode.size_pages:
-            raise os_error(errno.EFAULT, "the range reaches past the end of the file")
+        if pages.end > inode.size_pages or not vma.has_all(pages):
+            raise os_error(errno.EFAULT, "the range has pages that are not there to be mapped")
         locked = yield from blocks.lock_and_fill(fs, inode, pages)
         inode.entry_locks.release_all(locked)
         if vma.session.ended or vma.vma_id not in inode.mapping.i_mmap:
             raise os_error(errno.ESTALE)  # it has gone meanwhile, and with it what the pin would be tied to
         if not vma.has_all(pages):
-            raise os_error(errno.EINVAL, "the mapping has lost the range meanwhile")
+            raise os_error(errno.EFAULT, "the mapping has lost the range meanwhile")
         pin_id = fs.next_id()
         vma.session.pins[pin_id] = inode.pins[pin_id] = Pinned(vma, pages)
         return pin_id

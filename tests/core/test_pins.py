@@ -202,14 +202,14 @@ def test_a_pin_that_waited_finds_its_mapping_shorter(world: World) -> None:
     assert run(world, 0, Pin(0, 1, 0, 4)) == []
     world.call(0, Mremap(0, 1, 2))
     world.call(1, EndIo(0, io_id, 0))
-    assert Ended(1, Call(Pin(0, 1, 0, 4)), Failed(errno.EINVAL)) in world_ends(world)
+    assert Ended(1, Call(Pin(0, 1, 0, 4)), Failed(errno.EFAULT)) in world_ends(world)
     world.call(1, Truncate(0, 1, 0))
     world.check()
 
 
 def test_no_pin_of_pages_that_were_taken_out(world: World) -> None:
     world.call(0, MunmapRange(0, 1, 1, 1))
-    assert error_of(world, 0, Pin(0, 1, 0, 4)) == errno.EINVAL
+    assert error_of(world, 0, Pin(0, 1, 0, 4)) == errno.EFAULT
 
 
 def test_a_pin_that_waits_keeps_its_file(world: World) -> None:

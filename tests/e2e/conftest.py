@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 import dax_mp
+from dax_mp.clients import session as session_module
 from script_process import Script, ScriptProcess
 
 
@@ -22,6 +23,15 @@ def session(daemon: dax_mp.Daemon) -> Iterator[dax_mp.Session]:
         for name in session.listdir():
             session.unlink(name)
         yield session
+
+
+@pytest.fixture(autouse=True)
+def no_shared_session_outlives_a_test() -> Iterator[None]:
+    """Others count the sessions that there are."""
+    yield
+    shared = vars(session_module)["_shared"]
+    while shared:
+        shared.popitem()[1].close()
 
 
 @pytest.fixture
