@@ -13,7 +13,7 @@ from dax_mp.frames import FrameAllocator
 from dax_mp.inode import Inode
 from dax_mp.messages import Access, Target
 from dax_mp.ranges import RangeMap
-from dax_mp.session import Session
+from dax_mp.session import Lease, Session
 
 
 def validate(fs: FileSystem, sessions: Mapping[bytes, Session]) -> None:
@@ -21,11 +21,16 @@ def validate(fs: FileSystem, sessions: Mapping[bytes, Session]) -> None:
     for inode in fs.inodes.values():
         inode.block_map.check()
         inode.unwritten.check()
+        for start, end, _ in inode.unwritten:
+            assert not any(inode.block_map.pieces(start, end)), f"I8: a page of [{start}, {end}) has two blocks"
         _validate_users(inode, sessions)
+        _validate_pins(inode)
         for vma in inode.mapping.i_mmap.values():
             vma.page_table.check()
             if not vma.session.evicted:
                 _validate_translations(inode, vma)
+    for io_id, lease in fs.leases.items():
+        _validate_lease(io_id, lease)
     blocks = [
         (pfn, pfn + end - start)
         for inode in fs.inodes.values()
@@ -65,6 +70,29 @@ def _validate_translations(inode: Inode, vma: Vma) -> None:
             if pte.target is Target.DRAM:
                 cached = inode.mapping.i_pages.get(pgoff)
                 assert cached == pte.pfn or locked, f"I1: {where} maps cache frame {pte.pfn} at {pgoff}, not {cached}"
+
+
+def _validate_pins(inode: Inode) -> None:
+    """I9: what is pinned is there to be reached."""
+    for pin_id, (vma, pages) in inode.pins.items():
+        where = f"pin {pin_id} of [{pages.start}, {pages.end}) of inode {inode.ino}"
+        assert pin_id in vma.session.pins and not vma.session.ended, f"I9: nobody has {where}"
+        assert vma.vma_id in inode.mapping.i_mmap and vma.has_all(pages), f"I9: {where} is not in its mapping"
+        assert not any(inode.block_map.gaps(*pages)), f"I9: a page of {where} has no block"
+        assert pages.end <= inode.size_pages, f"I9: {where} reaches past the end"
+
+
+def _validate_lease(io_id: int, lease: Lease) -> None:
+    """I10: what is lent is kept from all others."""
+    inode, where = lease.inode, f"what is lent as {io_id} of inode {lease.inode.ino}"
+    assert lease.session.leases.get(io_id) is lease and not lease.session.ended, f"I10: nobody has {where}"
+    locked = inode.rwsem.exclusive if lease.write else inode.rwsem.shared
+    assert locked, f"I10: rwsem is not held for {where}"
+    for pgoff in lease.locked:
+        assert inode.entry_locks.held(pgoff), f"I10: page {pgoff} of {where} is not locked"
+    for start, end, pfn in lease.fresh:
+        pieces = list(inode.unwritten.pieces(start, end))
+        assert pieces == [(start, end, pfn)], f"I10: of {where}, [{start}, {end}) is {pieces} and not at {pfn}"
 
 
 def _validate_places(frames: FrameAllocator, in_files: list[tuple[int, int]]) -> None:

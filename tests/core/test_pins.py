@@ -42,6 +42,7 @@ from dax_mp.messages import (
     Unpin,
     Write,
 )
+from dax_mp.ranges import PageRange
 from dax_mp.session import SessionState
 from simulation.client import PAGE_SIZE, Call, Ended, Failed, Load, Store
 from simulation.world import ACK_TIMEOUT_S, FATES, Event, World
@@ -328,6 +329,43 @@ def test_many_holes_are_locked_at_one_look(world: World, monkeypatch: pytest.Mon
     world.call(0, BeginWrite(0, 1, 0, 0, 6 * P))
     assert looks == [(0, 6)]
     assert len(world.coordinator.fs.names["file"].entry_locks) == 3
+
+
+def test_a_broken_state_is_seen(world: World) -> None:
+    """The invariants about pins, leases and unwritten blocks are asserted after every event; each is broken here."""
+    file = world.coordinator.fs.names["file"]
+    world.call(0, Pin(0, 1, 3, 1))
+    world.call(1, Fallocate(0, 1, 0, P, P))
+    io_id, _, _, _ = world.call(1, BeginWrite(0, 1, P, 0, 2 * P))
+    lease = world.coordinator.fs.leases[io_id]
+
+    def expect(broken: str) -> None:
+        with pytest.raises(AssertionError, match=broken):
+            world.check()
+
+    world.check()
+    (pinned,) = file.block_map.clear(3, 4)
+    expect("I9: a page of pin")
+    file.block_map.set(*pinned)
+    world.coordinator.sessions[world.clients[0].token].vmas[1].remove(PageRange(3, 4))
+    expect("I9: pin .* is not in its mapping")
+    world.coordinator.sessions[world.clients[0].token].vmas[1].removed = None
+    (fresh,) = file.unwritten.clear(2, 3)
+    expect("I10: of what is lent")
+    file.unwritten.set(*fresh)
+    file.entry_locks.release(1)
+    expect("I10: page 1 of what is lent .* is not locked")
+    file.entry_locks.take(PageRange(1, 2))
+    file.rwsem.exclusive = False
+    expect("I10: rwsem is not held")
+    file.rwsem.exclusive = True
+    lease.session.leases.clear()
+    expect("I10: nobody has what is lent")
+    lease.session.leases[io_id] = lease
+    file.unwritten.set(3, 4, fresh[2] + 1)
+    expect("I8: a page of .* has two blocks")
+    file.unwritten.clear(3, 4)
+    world.check()
 
 
 # --- private VMAs ----------------------------------------------------------------------------------------------------
