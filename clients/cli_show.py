@@ -52,7 +52,8 @@ def show_maps(vmas: list[VmaMaps], json_output: bool) -> None:
     rows: list[Sequence[object]] = []
     for vma in vmas:
         pid = f"{vma.pid} (evicted)" if vma.evicted else str(vma.pid)
-        first = (pid, vma.vma_id, _access(vma.access), _pages(vma.pgoff, vma.length_pages))
+        access = _access(vma.access) + ("p" if vma.private else "")  # p as in /proc/self/maps
+        first = (pid, vma.vma_id, access, _pages(vma.pgoff, vma.length_pages))
         mapped = [_mapped(piece) for piece in vma.mapped] or [("nothing", "", "", "")]
         rows += [(*first, *piece) if index == 0 else ("",) * 4 + piece for index, piece in enumerate(mapped)]
     _print_table(("pid", "vma", "access", "pages", "mapped", "to", "frames", "access"), rows)

@@ -233,13 +233,17 @@ class Session:
         """Every VMA, of every process, that has the file mapped: the coordinator's rmap. Raises FileNotFoundError."""
         text = _check_name(name)
         vmas: list[VmaMaps] = []
-        after_vma_id = 0
+        vma_id = pgoff = 0
         while True:
-            replies = self.channel.request(messages.Maps, text, after_vma_id, filename=text)
+            replies = self.channel.request(messages.Maps, text, vma_id, pgoff, filename=text)
             if not replies:
                 return vmas
-            vmas += map(VmaMaps.from_reply, replies)
-            after_vma_id = replies[-1]["vma_id"]
+            for vma in map(VmaMaps.from_reply, replies):
+                if vmas and vmas[-1].vma_id == vma.vma_id:  # its page table did not fit into one reply
+                    vmas[-1].mapped.extend(vma.mapped)
+                else:
+                    vmas.append(vma)
+            vma_id, pgoff = vmas[-1].next_request()
 
     def statfs(self) -> DeviceStat:
         """The device: how much is free, who is there, and what has happened since the coordinator started."""

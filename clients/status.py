@@ -62,7 +62,14 @@ class VmaMaps(NamedTuple):
     pgoff: int
     length_pages: int
     access: Access
+    private: bool
     mapped: list[MappedRange]
+
+    def next_request(self) -> tuple[int, int]:
+        """With which VMA, and which page of it, what the coordinator has not told yet begins, if this is the last."""
+        if not self.mapped:
+            return self.vma_id + 1, 0
+        return self.vma_id, self.mapped[-1].pgoff + self.mapped[-1].length_pages
 
     @classmethod
     def from_reply(cls, reply: dict[str, Any]) -> "VmaMaps":

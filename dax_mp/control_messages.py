@@ -196,15 +196,17 @@ class Fsync(NamedTuple):
     handle: int
 
 
-@schema.register(50, schema.U32, schema.name, schema.UINT)
+@schema.register(50, schema.U32, schema.name, schema.UINT, schema.UINT)
 class Maps(NamedTuple):
-    """The rmap of a file: the VMAs after `after_vma_id` (ids start at 1). Reply: a list (`requests.maps`), empty at the
-    end. ENOENT.
+    """The rmap of a file: the VMAs from `vma_id` on (ids start at 1); of that one what it has mapped from `pgoff` on.
+
+    It is left out where that is nothing and pgoff not 0. Reply: a list (`requests.maps`), empty at the end. ENOENT.
     """
 
     request_id: int
     name: str
-    after_vma_id: int
+    vma_id: int
+    pgoff: int
 
 
 @schema.register(51, schema.U32)

@@ -22,7 +22,7 @@ from dax_mp.session import Session
 from dax_mp.transaction import Steps
 
 MAPPED_ENTRIES_MAX: Final = 4096
-"""Page-table pieces that one reply to Maps gives; of a VMA that has more, the first ones."""
+"""Page-table pieces that one reply to Maps gives."""
 
 
 def open_file(fs: FileSystem, session: Session, request: messages.Open) -> Steps[list[int]]:
@@ -202,22 +202,25 @@ def unpin(_fs: FileSystem, session: Session, request: messages.Unpin) -> None:
 
 def maps(fs: FileSystem, _session: Session, request: messages.Maps) -> list[dict[str, Any]]:
     """For each VMA: pid, evicted, vma_id, pgoff, length_pages, access, private, and mapped: (pgoff, length_pages,
-    target, pfn, access) for each piece of its page table, flat."""
+    target, pfn, access) for each piece of its page table, flat. The last one's may go on in the next reply."""
     entries: list[dict[str, Any]] = []
-    pieces = 0
+    left = MAPPED_ENTRIES_MAX
     for vma in fs.lookup(request.name).mapping.i_mmap.values():  # by id: they are made in that order
-        if vma.vma_id <= request.after_vma_id:
+        goes_on = vma.vma_id == request.vma_id and request.pgoff > 0
+        if vma.vma_id < request.vma_id:
             continue
-        entries.append(_map_entry(vma))
-        pieces += 1 + len(vma.page_table)
-        if len(entries) >= LIST_ENTRIES_MAX or pieces >= MAPPED_ENTRIES_MAX:
+        pieces = list(islice(vma.page_table.pieces(request.pgoff if goes_on else 0, OFFSET_BYTES_MAX), left))
+        if pieces or not goes_on:
+            entries.append(_map_entry(vma, pieces))
+            left -= len(pieces)
+        if len(entries) >= LIST_ENTRIES_MAX or not left:
             break
     return entries
 
 
-def _map_entry(vma: Vma) -> dict[str, Any]:
+def _map_entry(vma: Vma, pieces: list[tuple[int, int, int]]) -> dict[str, Any]:
     mapped: list[int] = []
-    for start, end, entry in islice(vma.page_table, MAPPED_ENTRIES_MAX):
+    for start, end, entry in pieces:
         mapped += (start, end - start, *pte_fields(entry))
     return {
         "pid": vma.session.pid,

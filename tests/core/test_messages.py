@@ -97,7 +97,7 @@ SCHEMA: dict[str, list[Field]] = {
     "Mmap": [U32, UINT, UINT, UINT, integer(3), integer(1)],
     "Munmap": [U32, UINT],
     "Fsync": [U32, UINT],
-    "Maps": [U32, NAME, UINT],
+    "Maps": [U32, NAME, UINT, UINT],
     "Statfs": [U32],
     "Reply": [U32, Field([None, 5, b"x", [1, {"a": [b""]}]], [])],
     "Error": [U32, U32, TEXT],

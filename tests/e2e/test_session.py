@@ -20,6 +20,7 @@ from dax_mp.clients.launch import module_environment
 from dax_mp.endpoint import Record, lock_path
 from dax_mp.errors import NoCoordinatorError, ProtocolError
 from dax_mp.limits import LIST_ENTRIES_MAX, NAME_BYTES_MAX
+from dax_mp.requests import MAPPED_ENTRIES_MAX
 from script_process import Script, ScriptProcess
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
@@ -505,3 +506,21 @@ def test_import_does_not_load_what_few_need() -> None:
     assert "dax_mp.mmu._mmu" in loaded
     loaded = run_python("-c", "import sys, dax_mp.coordinator; print(*sys.modules)").split()
     assert not {"zmq", "dax_mp.clients", "dax_mp.mmu"} & set(loaded)
+
+
+def test_the_maps_of_many_pieces() -> None:
+    """More of them than one reply has. (Not at a coordinator that checks all of them after each of these faults.)"""
+    pages = MAPPED_ENTRIES_MAX + 10
+    with (
+        dax_mp.launch(size="32MiB") as daemon,
+        dax_mp.connect(daemon.endpoint) as session,
+        session.open("file", "w+") as file,
+    ):
+        file.truncate(2 * pages * session.page_size)
+        with file.mmap() as mapping, file.mmap(access=dax_mp.ACCESS_COPY) as private:
+            for page in range(pages):
+                mapping[2 * page * session.page_size] = 1
+            assert private[0] == 1
+            shared, copy = session.maps("file")
+            assert (shared.private, copy.private) == (False, True)
+            assert [piece.pgoff for piece in shared.mapped] == list(range(0, 2 * pages, 2))

@@ -189,7 +189,7 @@ class Soak(World):
         choices = (
             *(Open(0, name, flags),) * 12,
             *(Unlink(0, name), Rename(0, name, other, 0)),
-            *(Stat(0, name), Maps(0, name, 0), List(0, ""), Statfs(0)),
+            *(Stat(0, name), Maps(0, name, 0, 0), List(0, ""), Statfs(0)),
         )
         return Call(self._random.choice(choices))
 
