@@ -52,9 +52,9 @@ def pin(fs: FileSystem, vma: Vma, pages: PageRange) -> Steps[int]:
             raise os_error(errno.EFAULT, "the range has pages that are not there to be mapped")
         locked = yield from blocks.lock_and_fill(fs, inode, pages)
         inode.entry_locks.release_all(locked)
-        if vma.session.ended or vma.vma_id not in inode.mapping.i_mmap:
+        if vma.session.ended:
             raise os_error(errno.ESTALE)  # it has gone meanwhile, and with it what the pin would be tied to
-        if not vma.has_all(pages):
+        if vma.vma_id not in inode.mapping.i_mmap or not vma.has_all(pages):
             raise os_error(errno.EFAULT, "the mapping has lost the range meanwhile")
         pin_id = fs.next_id()
         vma.session.pins[pin_id] = inode.pins[pin_id] = Pinned(vma, pages)

@@ -149,7 +149,7 @@ def munmap_range(fs: FileSystem, session: Session, request: messages.MunmapRange
     pages = PageRange(request.pgoff, request.pgoff + request.length_pages)
     if not pages.length_pages or not vma.pgoff <= pages.start or pages.end > vma.end_pgoff:
         raise os_error(errno.EINVAL)
-    return _without_faults(fs, vma, pages, lambda: vma.remove(pages))
+    return _without_faults(fs, vma, lambda: pages, lambda: vma.remove(pages))
 
 
 def mremap(fs: FileSystem, session: Session, request: messages.Mremap) -> Steps[None]:
@@ -157,12 +157,16 @@ def mremap(fs: FileSystem, session: Session, request: messages.Mremap) -> Steps[
     if not request.length_pages:
         raise os_error(errno.EINVAL)
     _check_length(vma.inode, vma.pgoff, request.length_pages)
-    gone = PageRange(vma.pgoff + request.length_pages, max(vma.end_pgoff, vma.pgoff + request.length_pages))
+    end_pgoff = vma.pgoff + request.length_pages
+
+    def gone() -> PageRange:
+        return PageRange(end_pgoff, max(vma.end_pgoff, end_pgoff))
+
     return _without_faults(fs, vma, gone, lambda: vma.resize(request.length_pages))
 
 
-def _without_faults(fs: FileSystem, vma: Vma, gone: PageRange, change: Callable[[], None]) -> Steps[None]:
-    """Change the VMA, so that it does not have the pages `gone` any more, and have its process drop them.
+def _without_faults(fs: FileSystem, vma: Vma, lost: Callable[[], PageRange], change: Callable[[], None]) -> Steps[None]:
+    """Change the VMA, so that it loses the pages that `lost` says then, and have its process drop them.
 
     No fault is under way meanwhile, so none is answered by a Map of pages that the VMA has no more (I7).
     """
@@ -172,6 +176,7 @@ def _without_faults(fs: FileSystem, vma: Vma, gone: PageRange, change: Callable[
     try:
         if vma.vma_id not in inode.mapping.i_mmap:
             raise os_error(errno.EINVAL, "the mapping has been closed meanwhile")
+        gone = lost()
         if any(pinned.vma is vma and pinned.pages.overlaps(gone) for pinned in vma.session.pins.values()):
             raise os_error(errno.EBUSY, "the range is pinned")
         change()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dax_mp.control_messages import PUNCH_HOLE
+from dax_mp.effects import SendPager
 from dax_mp.locks import EntryLocks
 from dax_mp.messages import (
     Access,
@@ -39,6 +40,7 @@ from dax_mp.messages import (
     Truncate,
     Unlink,
     Unmap,
+    UnmapAck,
     Unpin,
     Write,
 )
@@ -427,6 +429,27 @@ def test_pages_that_a_vma_loses_are_dropped_before_the_answer(world: World, chan
     assert effect.message == FaultError(9, 1, 3, 1, errno.EFAULT)  # type: ignore[union-attr]
     assert world.access(0, Load(1, 0)) == 1
     world.check()
+
+
+def test_what_a_vma_loses_is_decided_when_its_turn_comes(world: World) -> None:
+    """It grows, and a page there is mapped, between the request to shrink and its turn."""
+    world.call(0, Truncate(0, 1, 8 * P))
+    assert world.access(0, Load(1, 0)) == 1
+    world.stopped.add(0)
+    run(world, 1, Fallocate(0, 1, PUNCH_HOLE, 0, P))
+    unmaps = [order_to(world, 0, Unmap)]
+    assert unmaps[0].ranges == [1, 0, 1]
+    coordinator, token = world.coordinator, world.clients[0].token
+    coordinator.receive_control(token, token, Mremap(0, 1, 8))
+    coordinator.receive_pager(token, Fault(9, 1, 6, 1))
+    coordinator.receive_control(token, token, Mremap(0, 1, 2))
+    while unmaps:
+        for unmap in unmaps:
+            coordinator.receive_pager(token, UnmapAck(unmap.request_id))
+        orders = [effect.message for effect in coordinator.take_effects() if isinstance(effect, SendPager)]
+        unmaps = [order for order in orders if isinstance(order, Unmap)]
+    vma = coordinator.sessions[token].vmas[1]
+    assert (vma.end_pgoff, [pgoff for pgoff, _, _ in vma.page_table if pgoff >= 2]) == (2, [])
 
 
 def test_a_map_leaves_removed_pages_out(world: World) -> None:
