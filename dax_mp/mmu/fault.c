@@ -41,6 +41,9 @@ struct passing {
 
 static _Thread_local __attribute__((tls_model("initial-exec"))) volatile struct passing chaining[SIGNALS];
 
+/* This thread has a SIGBUS of ours pending, for our own handler to pass on. */
+static _Thread_local __attribute__((tls_model("initial-exec"))) volatile bool raised_sigbus;
+
 /* --- read or write ----------------------------------------------------------------------------------------------- */
 
 enum access { ACCESS_READ, ACCESS_WRITE, ACCESS_OTHER };
@@ -132,12 +135,18 @@ static void call(const struct sigaction *previous, int signal, siginfo_t *info, 
         previous->sa_handler(signal);
 }
 
-/* made: this signal is ours, and not one that the kernel has raised. */
-static void chain(int signal, siginfo_t *info, void *context, bool made)
+static struct sigaction action_behind(int signal)
 {
     struct chained *behind = &chained[index_of(signal)];
+
+    return behind->actions[atomic_load(&behind->current)];
+}
+
+/* Gives the signal to what is behind. made: it is ours, and not one that the kernel has raised. */
+static void pass_on(int signal, siginfo_t *info, void *context, bool made)
+{
+    struct sigaction previous = action_behind(signal);
     volatile struct passing *mark = &chaining[index_of(signal)];
-    struct sigaction previous = behind->actions[atomic_load(&behind->current)];
     uintptr_t frame = (uintptr_t)__builtin_frame_address(0);
     bool circle = frame < mark->frame && (mark->context == context || was_sent(info));
 
@@ -182,16 +191,38 @@ static bool is_ours(int signal, const siginfo_t *info, const ucontext_t *context
     return true;
 }
 
-/* What the kernel does where it has nothing to map: SIGBUS, to whoever wants it. */
-static void raise_sigbus(const siginfo_t *fault, void *context)
+static void on_fault(int signal, siginfo_t *info, void *context);
+
+static bool is_on_fault(const struct sigaction *action)
 {
+    return action->sa_flags & SA_SIGINFO && action->sa_sigaction == on_fault;
+}
+
+/* What the kernel does where it has nothing to map: SIGBUS, to whoever wants it. It is left pending, for the kernel to
+ * deliver when we return: to the handler that is installed then, on the stack and with the mask that this one asks for.
+ * (The handler of the program may need more stack than the alternate one, which we may be on, has.) */
+static void raise_sigbus(const siginfo_t *fault, const ucontext_t *context)
+{
+    struct sigaction wanted;
     siginfo_t info;
+    sigset_t set;
 
     memset(&info, 0, sizeof info);
     info.si_signo = SIGBUS;
     info.si_code = BUS_ADRERR;
     info.si_addr = fault->si_addr;
-    chain(SIGBUS, &info, context, fault->si_signo != SIGBUS);
+    sigaction(SIGBUS, NULL, &wanted);
+    raised_sigbus = is_on_fault(&wanted);
+    if (raised_sigbus)
+        wanted = action_behind(SIGBUS);
+    if (wanted.sa_handler == SIG_IGN || sigismember(&context->uc_sigmask, SIGBUS) == 1) {
+        default_action(SIGBUS, &info, true); /* force_sig_fault() in kernel/signal.c */
+        return;
+    }
+    sigemptyset(&set);
+    sigaddset(&set, SIGBUS);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGBUS, &info);
 }
 
 static void on_fault(int signal, siginfo_t *info, void *context)
@@ -199,11 +230,16 @@ static void on_fault(int signal, siginfo_t *info, void *context)
     int saved_errno = errno;
     struct fault fault;
 
-    if (!is_ours(signal, info, context, &fault)) {
-        chain(signal, info, context, false);
+    if (signal == SIGBUS && raised_sigbus && !was_sent(info)) {
+        raised_sigbus = false;
+        pass_on(signal, info, context, true);
+    } else if (!is_ours(signal, info, context, &fault)) {
+        pass_on(signal, info, context, false);
     } else {
         pager_serve(fault.window->pager, &fault);
-        if (fault.error && fault.window->pager->config.sigbus)
+        if (fault.error && fault.window->pager->config.sigbus && signal == SIGBUS)
+            pass_on(signal, info, context, false);
+        else if (fault.error && fault.window->pager->config.sigbus)
             raise_sigbus(info, context);
         else if (fault.error && fault.raw && !fault.has_scratch)
             default_action(signal, info, false); /* the instruction can neither go on nor be given up */
@@ -215,14 +251,13 @@ static void on_fault(int signal, siginfo_t *info, void *context)
 
 /* --- who is first ------------------------------------------------------------------------------------------------ */
 
-static bool is_on_fault(const struct sigaction *action)
-{
-    return action->sa_flags & SA_SIGINFO && action->sa_sigaction == on_fault;
-}
-
+/* On the alternate stack, where a thread has one, for SIGSEGV alone: it may be a stack that has overflowed. */
 static int claim(struct chained *behind)
 {
-    struct sigaction ours = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+    struct sigaction ours = {
+        .sa_sigaction = on_fault,
+        .sa_flags = SA_SIGINFO | SA_NODEFER | (behind->signal == SIGSEGV ? SA_ONSTACK : 0),
+    };
     unsigned other = !atomic_load(&behind->current);
 
     if (sigaction(behind->signal, NULL, &behind->actions[other]))

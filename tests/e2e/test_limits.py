@@ -114,6 +114,7 @@ def file(session: dax_mp.Session) -> Iterator[dax_mp.DaxFile]:
     with session.open("limits", "w+") as file:
         file.write(b"x" * (2 * PAGE + 5))
         yield file
+    session.unlink("limits")
 
 
 FILE_CALLS: Final[dict[str, Callable[[dax_mp.DaxFile, int], object]]] = {

@@ -576,6 +576,7 @@ def test_faulthandler(session: dax_mp.Session, script: Script, before: str, afte
     """Faults are served whatever faulthandler is told and when; and a real crash is still its own."""
     process = script(FAULTHANDLER, session.endpoint, before, after)
     code, output, errors = process.end()
+    session.unlink("fh")
     assert output == "3\nBusError\n"
     enabled = (after if after != "nothing" else before if before != "nothing" else "enable").endswith("enable")
     if enabled:  # -X dev enables it from the start
