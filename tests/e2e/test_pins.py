@@ -106,7 +106,7 @@ def test_what_cannot_be_pinned(session: dax_mp.Session, file: dax_mp.DaxFile) ->
         assert error_of(mapping) == errno.EFAULT  # it reaches past the end of the file
         assert error_of(mapping, PAGES * PAGE, 1) == errno.EFAULT
         mapping.unmap(PAGE, PAGE)
-        assert error_of(mapping, 0, 2 * PAGE) == errno.EFAULT
+        assert error_of(mapping, 0, 2 * PAGE) == errno.EINVAL
         free = session.statfs().pages_free
         file.truncate((free + 5) * PAGE)
         with file.mmap() as whole:
@@ -263,19 +263,19 @@ warnings.filterwarnings("ignore", "This process .* is multi-threaded", Deprecati
 with dax_mp.connect(sys.argv[1]) as session, session.open("file", "r+") as file, file.mmap() as mapping:
     with mapping.pin(0, 100) as view:
         if not (pid := os.fork()):
-            print(bytes(view[:3]), flush=True)
+            os.write(1, bytes(view[:3]) + b"\\n")
             input()
             try:
                 bytes(view)
             except dax_mp.BusError as error:
                 print(error.strerror, flush=True)
             os._exit(0)
-    print("parent", flush=True)
+    os.write(1, b"parent\\n")
     os.waitpid(pid, 0)
 """,
         session.endpoint,
     )
-    assert {process.line(), process.line()} == {"b'xxx'", "parent"}
+    assert {process.line(), process.line()} == {"xxx", "parent"}
     file.truncate(0)
     process.go_on()
     assert process.end() == (0, "access past the end of the file (at offset 0)\n", "")
