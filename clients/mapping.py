@@ -228,8 +228,8 @@ class Mapping(MappingCursor):
         It can be given to system calls and C libraries, which do not fault pages in. Holes get their blocks. A
         truncate, punch and the like of the file that would take the pages waits meanwhile, and fails with EBUSY after
         the coordinator's ack timeout. Views of it that are kept are views of the mapping afterwards, and pin nothing.
-        Raises ValueError for a range that is not in the mapping; OSError EINVAL where a part has been unmapped, EFAULT
-        past the end of the file, and ENOSPC.
+        Raises ValueError for a range that is not in the mapping, OSError EFAULT where it has pages that are past the
+        end of the file or have been unmapped, and ENOSPC.
         """
         page_size = self._open_handle().session.page_size
         start = as_ssize(start)

@@ -5,7 +5,6 @@ import functools
 import gc
 import multiprocessing
 import pickle
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Final
 
@@ -18,13 +17,6 @@ from script_process import Script
 STRUCTURED: Final = np.dtype([("name", "U10"), ("position", "f8", (2, 3)), ("inner", [("a", "<i2"), ("b", ">u4")])])
 ALIGNED: Final = np.dtype([("small", "u1"), ("large", "f8")], align=True)
 TITLED: Final = np.dtype([(("the title", "field"), "i4"), ("other", "S3")])
-
-
-@pytest.fixture(autouse=True)
-def shared_sessions_end(session: dax_mp.Session) -> Iterator[None]:
-    """What is unpickled in this process uses its shared session."""
-    yield
-    dax_mp.shared_session(session.endpoint).close()
 
 
 def test_made_and_attached(session: dax_mp.Session, script: Script) -> None:

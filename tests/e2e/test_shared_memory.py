@@ -8,7 +8,6 @@ import os
 import pickle
 import secrets
 import struct
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -22,13 +21,6 @@ from side_by_side import outcomes
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
 METHODS: Final = ["fork", "forkserver", "spawn"]
-
-
-@pytest.fixture(autouse=True)
-def shared_sessions_end(session: dax_mp.Session) -> Iterator[None]:
-    """What is unpickled in this process uses its shared session."""
-    yield
-    dax_mp.shared_session(session.endpoint).close()
 
 
 def lines(text: str) -> list[str]:
