@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from dax_mp import fallocate, fault, read_write, requests, truncate
-from dax_mp.address_space import Vma, pack_pte
+from dax_mp import blocks, fallocate, fault, pins, read_write, requests, shift, truncate
+from dax_mp.address_space import Pinned, Vma, pack_pte
 from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.device import Device, HolePolicyName
 from dax_mp.file_system import FileSystem
@@ -14,15 +14,15 @@ from dax_mp.frames import FrameAllocator
 from dax_mp.inode import Inode
 from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.locks import EntryLocks, SharedLock
-from dax_mp.messages import Access, Fallocate, Fault, Open, Target, Truncate
+from dax_mp.messages import Access, Fallocate, FallocateMode, Fault, Munmap, Open, Pin, Target, Truncate
 from dax_mp.pins import lock_unpinned
 from dax_mp.ranges import Extent, PageRange
-from dax_mp.transaction import Completion, Steps
+from dax_mp.transaction import Completion, Scheduler, Steps
 from dax_mp.unmap import Unmapper
-from simulation.client import PAGE_SIZE, Call
+from simulation.client import PAGE_SIZE, Call, DirectWrite
 from simulation.explore import OrderError
 from simulation.stage import Stage
-from simulation.world import Event, write_page
+from simulation.world import PRIVATE_VALUES, Event, write_page
 
 Break = pytest.MonkeyPatch
 
@@ -376,3 +376,81 @@ def test_a_handle_that_is_closed_twice_is_seen(monkeypatch: Break) -> None:
 
     monkeypatch.setitem(requests.REQUESTS, Open, leak)
     expect_bug(reader_and_writer(), "a user too many")
+
+
+def pinner_and_truncater() -> Stage:
+    stage = Stage("zero", threads=(1, 1), mapped=(0, 1))
+    stage.does(0, Call(Pin(0, stage.vmas[0], 0, 1)), stage.store(0, 7), Call(Munmap(0, stage.vmas[0])))
+    stage.does(1, Call(Truncate(0, stage.handles[1], 0)))
+    return stage
+
+
+def test_b20_nobody_waits_for_pins(monkeypatch: Break) -> None:
+    def do_not_look(fs: FileSystem, inode: Inode, pages: PageRange) -> Steps[None]:
+        if granted := inode.invalidate_lock.acquire_exclusive():
+            yield granted
+
+    pinner_and_truncater().explore()
+    monkeypatch.setattr(truncate, "lock_unpinned", do_not_look)
+    expect_bug(pinner_and_truncater(), "I9")
+
+
+def test_b22_a_pin_does_not_wait_for_those_who_look_for_pins(monkeypatch: Break) -> None:
+    def take_nothing(fs: FileSystem, vma: Vma, pages: PageRange) -> Steps[int]:
+        inode = vma.inode
+        locked = yield from blocks.lock_and_fill(fs, inode, pages)
+        inode.entry_locks.release_all(locked)
+        pin_id = fs.next_id()
+        vma.session.pins[pin_id] = inode.pins[pin_id] = Pinned(vma, pages)
+        return pin_id
+
+    monkeypatch.setattr(pins, "pin", take_nothing)
+    expect_bug(pinner_and_truncater(), "I[179]")
+
+
+def test_b21_a_punch_takes_private_copies(monkeypatch: Break) -> None:
+    def all_of_it(
+        self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
+    ) -> Steps[set[bytes]]:
+        return (yield from UNMAP(self, inode, page_ranges, even_cows=True))
+
+    monkeypatch.setattr(Unmapper, "unmap_mapping_range", all_of_it)
+    stage = Stage("zero", threads=(1, 1), private=(0,))
+    stage.does(0, stage.store(0, PRIVATE_VALUES), stage.load(0))
+    stage.does(1, Call(Fallocate(0, stage.handles[1], PUNCH_HOLE, 0, PAGE_SIZE)))
+    expect_bug(stage, "lost its copy")
+
+
+def test_a_direct_write_takes_no_entry_locks(monkeypatch: Break) -> None:
+    """A fault fills the hole, and zeroes the block, under the client's store."""
+
+    def take_none(inode: Inode, pages: PageRange, locked: list[int]) -> Steps[None]:
+        return
+        yield Completion(Scheduler())
+
+    monkeypatch.setattr(blocks, "lock_holes", take_none)
+    stage = Stage("zero", threads=(1, 1), mapped=(0,))
+    stage.does(0, stage.store(0, 8))
+    stage.does(1, DirectWrite(stage.handles[1], 0, (7,)))
+    expect_bug(stage, "I10|no explanation")
+
+
+def test_what_is_lent_to_the_evicted_is_free_at_once(monkeypatch: Break) -> None:
+    monkeypatch.setattr(Inode, "lent_to", lambda self, pages: set())
+    stage = Stage("zero", threads=(1, 1), pmem_pages=1)
+    handles = [stage.world.open(client, "other") for client in (0, 1)]
+    stage.world.call(1, write_page(handles[1], 0, 99))
+    stage.world.begin_history()
+    stage.world.fates.append(Event("misbehave", 0))
+    stage.does(0, DirectWrite(handles[0], 0, (7,)))
+    stage.does(1, Call(Fallocate(0, handles[1], PUNCH_HOLE, 0, PAGE_SIZE)), stage.store(1, 8), stage.load(1))
+    expect_bug(stage, "no explanation")
+
+
+def test_blocks_that_the_evicted_reach_move(monkeypatch: Break) -> None:
+    monkeypatch.setattr(shift, "_replace_reachable", lambda fs, inode, pages, holders: None)
+    stage = Stage("zero", threads=(1, 1), pages=2, pmem_pages=4, block=True, second=9, mapped=(0,))
+    stage.world.fates.append(Event("misbehave", 0))
+    stage.does(0, stage.store(0, 7))
+    stage.does(1, Call(Fallocate(0, stage.handles[1], int(FallocateMode.INSERT_RANGE), 0, PAGE_SIZE)))
+    expect_bug(stage, "I1: evicted")

@@ -12,10 +12,13 @@ from typing import Any, Final, NamedTuple
 from dax_mp.memory import Memory
 from dax_mp.messages import (
     Access,
+    BeginRead,
+    BeginWrite,
     Bye,
     ControlAnswer,
     ControlRequest,
     Dropped,
+    EndIo,
     Error,
     Evict,
     Fault,
@@ -65,7 +68,24 @@ class Call(NamedTuple):
     request: ControlRequest
 
 
-Operation = Load | Store | Call
+class DirectWrite(NamedTuple):
+    """Have the blocks of these pages lent, store a value into each, and give them back."""
+
+    handle: int
+    pgoff: int
+    values: tuple[int, ...]
+
+
+class DirectRead(NamedTuple):
+    """Have the blocks of these pages lent, load them, and give them back. Its outcome are the bytes."""
+
+    handle: int
+    pgoff: int
+    length_pages: int
+
+
+Direct = DirectWrite | DirectRead
+Operation = Load | Store | Call | Direct
 
 
 class Failed(NamedTuple):
@@ -107,6 +127,16 @@ class Window:
                 del pages[page]  # type: ignore[union-attr]  # None has no page
 
 
+class Lent:
+    """Blocks that a thread was lent: what of them it has not copied yet, and what it has read."""
+
+    def __init__(self, io_id: int, flat: list[int]) -> None:
+        self.io_id = io_id
+        self.pieces = list(zip(flat[::2], flat[1::2], strict=True))
+        self.done_bytes = 0
+        self.data = b""
+
+
 class State(Enum):
     READY = auto()
     """Its instruction can run, or run again."""
@@ -121,6 +151,7 @@ class Thread:
         self.operations: deque[Operation] = deque()
         self.begun = False
         self.state = State.READY
+        self.lent: Lent | None = None
         self.waits_for = 0
         """The id of its fault or request."""
 
@@ -166,6 +197,8 @@ class Client:
         if isinstance(operation, Call):
             self._send(thread, operation.request)
             return None
+        if isinstance(operation, DirectWrite | DirectRead):
+            return self._direct(number, thread, operation)
         return self._access(number, thread, operation)
 
     def _send(self, thread: Thread, request: ControlRequest) -> None:
@@ -175,6 +208,33 @@ class Client:
         if isinstance(request, Bye):
             self.drop_everything()
         self.requests.append(request._replace(request_id=thread.waits_for))
+
+    def _direct(self, number: int, thread: Thread, operation: Direct) -> Ended | None:
+        """The next step of it: ask, copy one piece, give back."""
+        if self.evict_errno:
+            thread.lent = None
+            return self._end(number, Failed(self.evict_errno))
+        if thread.lent is None:
+            handle, offset_bytes = operation.handle, operation.pgoff * PAGE_SIZE
+            if isinstance(operation, DirectWrite):
+                self._send(thread, BeginWrite(0, handle, offset_bytes, 0, len(operation.values) * PAGE_SIZE))
+            else:
+                self._send(thread, BeginRead(0, handle, offset_bytes, operation.length_pages * PAGE_SIZE))
+        elif thread.lent.pieces:
+            self._copy(thread.lent, operation)
+        else:
+            self._send(thread, EndIo(0, thread.lent.io_id, thread.lent.done_bytes))
+        return None
+
+    def _copy(self, lent: Lent, operation: Direct) -> None:
+        address, length_bytes = lent.pieces.pop(0)
+        memory = self._memory[int(Target.PMEM)]
+        if isinstance(operation, DirectWrite):
+            data = b"".join(page_bytes(value) for value in operation.values)
+            memory.write(address, data[lent.done_bytes : lent.done_bytes + length_bytes])
+        else:
+            lent.data += memory.read(address, length_bytes) if address else bytes(length_bytes)
+        lent.done_bytes += length_bytes
 
     def _access(self, number: int, thread: Thread, operation: Load | Store) -> Ended | None:
         window = self.windows.get(operation.vma_id)
@@ -237,9 +297,13 @@ class Client:
         answer = self.answers.popleft()
         number = self._waiting(State.CALLING, answer.request_id)
         assert number is not None, f"an answer that nobody waits for: {answer}"
+        thread = self.threads[number]
+        operation = thread.operations[0]
         if isinstance(answer, Error):
+            thread.lent = None
             return self._end(number, Failed(answer.errno))
-        operation = self.threads[number].operations[0]
+        if isinstance(operation, DirectWrite | DirectRead):
+            return self._direct_answer(number, thread, operation, answer.value)
         assert isinstance(operation, Call), f"an answer to {operation}"
         if isinstance(operation.request, Mmap) and not self.evict_errno:
             request = operation.request
@@ -247,6 +311,13 @@ class Client:
                 answer.value, request.pgoff, request.length_pages, bool(request.private)
             )
         return self._end(number, answer.value)
+
+    def _direct_answer(self, number: int, thread: Thread, operation: Direct, value: Any) -> Ended | None:
+        if thread.lent is None:
+            thread.state, thread.lent = State.READY, Lent(value[0], value[-1])
+            return None
+        data, thread.lent = thread.lent.data, None
+        return self._end(number, data if isinstance(operation, DirectRead) else None)
 
     def receive_order(self, channel: int = 0) -> list[Ended]:
         """The pager carries out the oldest order of a channel."""
@@ -297,7 +368,7 @@ class Client:
         for number, thread in enumerate(self.threads):
             if thread.state is State.FAULTING:
                 operation = thread.operations[0]
-                assert not isinstance(operation, Call), f"a fault of {operation}"
+                assert isinstance(operation, Load | Store), f"a fault of {operation}"
                 if operation.vma_id not in self.windows:
                     ended.append(self._end(number, Failed(errno.ESTALE)))
         return ended

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from simulation.client import Failed
 
-WITHOUT_EFFECT: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.ESTALE, errno.EPROTO})
+WITHOUT_EFFECT: Final = frozenset({errno.ENOSPC, errno.ENOMEM, errno.ESTALE, errno.EPROTO, errno.EBUSY, errno.EINVAL})
 """Errors that an operation may end with whatever the page's state is. It has then done nothing."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from dax_mp.device import HolePolicyName
-from dax_mp.messages import Truncate
+from dax_mp.messages import Fallocate, Truncate
 from simulation.client import PAGE_SIZE, Load, Operation, Store
 from simulation.explore import Explored, explore
 from simulation.spec import Page
@@ -17,7 +17,8 @@ BEFORE = 1
 class Stage:
     """`threads`: of each client, how many. block: does the file's first page have a block, or is it a hole?
 
-    mapped: the clients that have loaded the first page before the start.
+    mapped: the clients that have loaded the first page before the start. private: those whose mapping is private.
+    second: what the second page holds, where there is one that has a block. unwritten: the hole is allocated.
     """
 
     def __init__(
@@ -30,17 +31,27 @@ class Stage:
         dram_pages: int = 2,
         block: bool = False,
         mapped: Sequence[int] = (),
+        private: Sequence[int] = (),
+        second: int = 0,
+        unwritten: bool = False,
     ) -> None:
         self.world = World(policy, pmem_pages, dram_pages)
         self.clients = [self.world.add_client(count) for count in threads]
         self.handles = [self.world.open(client, "file") for client in self.clients]
         self.world.call(0, Truncate(0, self.handles[0], pages * PAGE_SIZE))
-        self.vmas = [self.world.map(client, self.handles[client], pages) for client in self.clients]
+        self.vmas = [
+            self.world.map(client, self.handles[client], pages, private=client in private) for client in self.clients
+        ]
         self.first: list[Event] = []
         """The events that every order begins with."""
         self.start = Page(inside=True, value=BEFORE if block else 0)
         if block:
             self.world.call(0, write_page(self.handles[0], 0, BEFORE))
+        if second:
+            self.world.call(0, write_page(self.handles[0], 1, second))
+            self.world.second_value = second
+        if unwritten:
+            self.world.call(0, Fallocate(0, self.handles[0], 0, 0, PAGE_SIZE))
         for client in mapped:
             self.world.access(client, Load(self.vmas[client], 0))
         self.world.begin_history()
@@ -78,3 +89,4 @@ def _at_end(world: World, vmas: list[int], handles: list[int], start: Page) -> N
     world.check_quiescent()
     (inode,) = (inode for inode in world.coordinator.fs.inodes.values() if inode.name == "file")
     world.check_history(inode, 0, start)
+    world.check_private(0)

@@ -15,6 +15,7 @@ from dax_mp.messages import (
     Access,
     ControlRequest,
     Fallocate,
+    FallocateMode,
     Hello,
     Mmap,
     Open,
@@ -32,6 +33,8 @@ from simulation.client import (
     PAGE_SIZE,
     Call,
     Client,
+    DirectRead,
+    DirectWrite,
     Ended,
     Failed,
     Load,
@@ -100,6 +103,9 @@ class World:
         """(client, thread): how many it has carried out."""
         self.ino_of_handle: dict[tuple[int, int], int] = {}
         self.ino_of_vma: dict[int, int] = {}
+        self.private_vmas: set[int] = set()
+        self.second_value = 0
+        """What the page behind the first one holds, all the time: where a collapse makes it the first."""
 
     # --- making it ----------------------------------------------------------------------------------------------------
 
@@ -162,6 +168,8 @@ class World:
         access = int(Access.READ) if private else access
         vma_id = int(self.call(client, Mmap(0, handle, pgoff, length_pages, access, int(private))))
         self.ino_of_vma[vma_id] = self.ino_of_handle[client, handle]
+        if private:
+            self.private_vmas.add(vma_id)
         return vma_id
 
     def begin_history(self) -> None:
@@ -342,6 +350,7 @@ class World:
             assert not len(inode.entry_locks), "an entry lock is held"
             handles = sum(list(session.handles.values()).count(inode) for session in sessions)
             assert inode.users == handles + len(inode.mapping.i_mmap), f"inode {inode.ino} has a user too many"
+        assert not fs.leases, "something is lent"
 
     # --- what was seen ------------------------------------------------------------------------------------------------
 
@@ -360,38 +369,85 @@ class World:
                 if (effect := self._effect(client, operation, ino, pgoff)) is not None:
                     begun[key] = Action(*effect, moment, None, None)
             elif key in begun:
-                if begun[key].name == "read" and not isinstance(outcome, Failed):
+                action = begun[key]
+                if isinstance(operation, DirectWrite) and isinstance(outcome, Failed):
+                    continue  # it may have stored before it failed
+                if operation_is_of_a_copy(self.private_vmas, operation, outcome):
+                    del begun[key]
+                    continue
+                if action.name == "read" and not isinstance(outcome, Failed):
                     outcome = page_value(outcome) if outcome else None  # noqa: PLW2901
-                if begun[key].name == "write" and not isinstance(outcome, Failed):
+                if action.name in ("write", "punch", "grow", "cut") and not isinstance(outcome, Failed):
                     outcome = None  # noqa: PLW2901
-                begun[key] = begun[key]._replace(end=moment, outcome=outcome)
+                begun[key] = action._replace(end=moment, outcome=outcome)
         return list(begun.values())
 
     def _effect(self, client: int, operation: Operation, ino: int, pgoff: int) -> tuple[str, int] | None:
         """What the operation does to that page, as (name, value) of an Action; None where nothing."""
-        if not isinstance(operation, Call):
+        if isinstance(operation, Load | Store):
             if self.ino_of_vma[operation.vma_id] != ino or operation.pgoff != pgoff:
                 return None
-            return ("store", operation.value) if isinstance(operation, Store) else ("load", 0)
+            if isinstance(operation, Store):
+                return None if operation.vma_id in self.private_vmas else ("store", operation.value)
+            return "load", 0
+        if isinstance(operation, DirectWrite | DirectRead):
+            if self.ino_of_handle[client, operation.handle] != ino or operation.pgoff != pgoff:
+                return None
+            return ("write", operation.values[0]) if isinstance(operation, DirectWrite) else ("read", 0)
         request = operation.request
         if isinstance(request, Read | Write | Truncate | Fallocate):
             if self.ino_of_handle[client, request.handle] != ino:
                 return None
-            return _effect_of_request(request, pgoff)
+            return _effect_of_request(request, pgoff, self.second_value)
         return None
 
+    def check_private(self, pgoff: int) -> None:
+        """Assert that private copies of this page were there as long as no truncate has taken them."""
+        copies: dict[tuple[int, int], int] = {}  # by thread: what it has stored, and not lost to a truncate
+        cuts: set[tuple[int, int, int]] = set()
+        for ends, client, thread, ordinal, operation, outcome in self.history:
+            if isinstance(operation, Call):
+                if isinstance(operation.request, Truncate) and operation.request.size_bytes <= pgoff * PAGE_SIZE:
+                    (cuts.discard if ends else cuts.add)((client, thread, ordinal))
+                    copies.clear()  # it may go at any time between the beginning and the end
+            elif isinstance(operation, Load | Store) and operation.vma_id in self.private_vmas and ends:
+                if isinstance(operation, Store) and outcome is None and not cuts:
+                    copies[client, thread] = operation.value
+                elif isinstance(operation, Load) and (client, thread) in copies:
+                    assert outcome == copies[client, thread], f"client {client} has lost its copy, and sees {outcome}"
 
-def _effect_of_request(request: Read | Write | Truncate | Fallocate, pgoff: int) -> tuple[str, int] | None:
+
+PRIVATE_VALUES: Final = 1000
+"""Values from here on are stored into private mappings, and nowhere else."""
+
+
+def operation_is_of_a_copy(private_vmas: set[int], operation: Operation, outcome: Any) -> bool:
+    """Has it loaded what its process has stored privately?"""
+    if not isinstance(operation, Load) or isinstance(outcome, Failed):
+        return False
+    return operation.vma_id in private_vmas and int(outcome) >= PRIVATE_VALUES
+
+
+def _effect_of_request(
+    request: Read | Write | Truncate | Fallocate, pgoff: int, second_value: int
+) -> tuple[str, int] | None:
     start = pgoff * PAGE_SIZE
     if isinstance(request, Truncate):
         return ("cut", 0) if request.size_bytes <= start else ("grow", 0)
-    if not request.offset_bytes <= start < request.offset_bytes + _length_bytes(request):
+    end_bytes = request.offset_bytes + _length_bytes(request)
+    if isinstance(request, Fallocate):
+        if request.mode == 0:
+            return ("grow", 0) if start < end_bytes else None
+        if request.mode in (FallocateMode.COLLAPSE_RANGE, FallocateMode.INSERT_RANGE):
+            assert pgoff == request.offset_bytes == 0, "only the first page is judged"
+            return "write", second_value if request.mode == FallocateMode.COLLAPSE_RANGE else 0
+    if not request.offset_bytes <= start < end_bytes:
         return None
     if isinstance(request, Read):
         return "read", 0
     if isinstance(request, Write):
         return "write", page_value(request.data[start - request.offset_bytes :])
-    return "punch", 0
+    return ("punch", 0) if request.mode & FallocateMode.KEEP_SIZE else ("write", 0)
 
 
 def _length_bytes(request: Read | Write | Fallocate) -> int:
