@@ -63,8 +63,8 @@ static __attribute__((noinline)) void copy(char *to, ptrdiff_t to_step, const ch
         memmove(to, from, count);
         return;
     }
-    for (; count; count--, to += to_step, from += from_step)
-        *(volatile char *)to = *(const volatile char *)from;
+    for (ptrdiff_t i = 0; i < (ptrdiff_t)count; i++) /* a step past the last byte may be no address at all */
+        *(volatile char *)(to + i * to_step) = *(const volatile char *)(from + i * from_step);
 }
 
 bool guarded_copy(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step, size_t count)
