@@ -28,6 +28,7 @@ from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.messages import Access
 
 if TYPE_CHECKING:
+    from dax_mp.clients.lane import RequestType
     from dax_mp.clients.handle import Handle
 
 ACCESS_DEFAULT: Final = mmap.ACCESS_DEFAULT
@@ -148,7 +149,7 @@ class Mapping(MappingCursor):
             try:
                 if truncated is not None:
                     truncated.truncate(self.offset_bytes + length_bytes)
-                self._channel.request(messages.Mremap, self.vma_id, length_pages, filename=self.name)
+                self._request(messages.Mremap, self.vma_id, length_pages)
             except BaseException:
                 if length_bytes > before_bytes:
                     super().resize(before_bytes)
@@ -219,7 +220,7 @@ class Mapping(MappingCursor):
         if length % page_size and start + length != len(self):
             raise os_error(errno.EINVAL, filename=self.name)
         pgoff = (self.offset_bytes + start) // page_size
-        self._channel.request(messages.MunmapRange, self.vma_id, pgoff, -(-length // page_size), filename=self.name)
+        self._request(messages.MunmapRange, self.vma_id, pgoff, -(-length // page_size))
 
     @contextmanager
     def pin(self, start: int = 0, length: int | None = None) -> Iterator[memoryview]:
@@ -238,17 +239,17 @@ class Mapping(MappingCursor):
             raise ValueError("the range is not in the mapping")
         first = (self.offset_bytes + start) // page_size
         end = -(-(self.offset_bytes + start + length_bytes) // page_size)
-        pin_id = self._channel.request(messages.Pin, self.vma_id, first, end - first, filename=self.name)
-        try:
-            with memoryview(cast(Any, self)) as whole, whole[start : start + length_bytes] as view:
+        with memoryview(cast(Any, self)) as whole, whole[start : start + length_bytes] as view:  # it stays open
+            pin_id = self._request(messages.Pin, self.vma_id, first, end - first)
+            try:
                 self.keep(start, length_bytes, True)
                 try:
                     super().populate(start, length_bytes, self.writable)
                     yield view
                 finally:
                     self.keep(start, length_bytes, False)
-        finally:
-            self._channel.request(messages.Unpin, pin_id, filename=self.name)
+            finally:
+                self._request(messages.Unpin, pin_id)
 
     def renamed(self, name: str) -> None:
         """For the library's own modules: the file has another name now, for what is raised."""
@@ -276,6 +277,14 @@ class Mapping(MappingCursor):
         handle = self._open_handle()
         name = handle.stat().name or handle.name
         return _remap, (handle.session, name, handle.ino, self.offset_bytes, len(self), self.access)
+
+    def _request(self, kind: "RequestType", *fields: object) -> Any:
+        """Raises ValueError where another thread has closed the mapping meanwhile."""
+        try:
+            return self._channel.request(kind, *fields, filename=self.name)
+        except OSError:
+            self._check_open()
+            raise
 
     def _open_handle(self) -> "Handle":
         handle = self._handle
