@@ -28,8 +28,8 @@ from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.messages import Access
 
 if TYPE_CHECKING:
-    from dax_mp.clients.lane import RequestType
     from dax_mp.clients.handle import Handle
+    from dax_mp.clients.lane import RequestType
 
 ACCESS_DEFAULT: Final = mmap.ACCESS_DEFAULT
 ACCESS_READ: Final = mmap.ACCESS_READ

@@ -1,17 +1,15 @@
-"""Mapping: memory that behaves as mmap.mmap's does, and an exception where Linux sends SIGBUS."""
+"""Mapping: a file as memory, and an exception where Linux sends SIGBUS. (Beside mmap.mmap: test_mmap_interface.py.)"""
 
 import concurrent.futures
 import ctypes
 import errno
 import gc
-import mmap
 import os
 import pickle
 import random
 import signal
 import struct
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -55,39 +53,6 @@ def assert_past_end(error: dax_mp.BusError, name: str, offset_bytes: int) -> Non
 
 # --- making one -------------------------------------------------------------------------------------------------------
 
-MISTAKES: Final[list[dict[str, Any]]] = [
-    {"length": -1},
-    {"offset": -PAGE},
-    {"offset": 1},
-    {"length": 10, "offset": 1},
-    {"length": 4 * PAGE},
-    {"length": PAGE, "offset": 2 * PAGE},
-    {"length": 1, "offset": 3 * PAGE},
-    {"offset": 3 * PAGE},
-    {"offset": 1 << 62},
-    {"length": 1 << 62},
-    {"length": 1 << 63},
-    {"offset": 1 << 63},
-    {"length": (1 << 63) - 1, "offset": 1 << 62},
-    {"length": 1.5},
-    {"length": "1"},
-    {"offset": None},
-    {"access": 9},
-    {"access": -1},
-]
-
-
-@pytest.mark.parametrize("arguments", MISTAKES, ids=str)
-def test_mistakes_raise_what_mmap_raises(file: dax_mp.DaxFile, tmp_path: Path, arguments: dict[str, Any]) -> None:
-    (tmp_path / "real").write_bytes(file.readall() or bytes(file.size))
-    with open(tmp_path / "real", "rb+") as real, pytest.raises(Exception) as expected:
-        mmap.mmap(real.fileno(), **{"length": 0, **arguments})
-    with pytest.raises(expected.type) as raised:
-        file.mmap(**arguments)
-    assert type(raised.value) is expected.type
-    assert getattr(raised.value, "errno", None) == getattr(expected.value, "errno", None)
-    assert file.stat().mappers == []
-
 
 def test_an_empty_file_is_not_mapped(session: dax_mp.Session) -> None:
     with session.open("empty", "w+") as file:
@@ -130,41 +95,6 @@ def test_no_address_space(sparse: dax_mp.DaxFile) -> None:
 
 
 # --- using one --------------------------------------------------------------------------------------------------------
-
-
-def test_slices_as_of_mmap(file: dax_mp.DaxFile, tmp_path: Path) -> None:
-    file.seek(0)
-    (tmp_path / "real").write_bytes(file.readall())
-    keys: list[Any] = [0, -1, 77, slice(None), slice(5, 20), slice(20, 5), slice(None, None, -3), slice(1, None, PAGE)]
-    keys += [len(file.readall()), slice(PAGE - 3, PAGE + 3), slice(-10, None), 3 * PAGE, -3 * PAGE, "a", None, 1.5]
-    with open(tmp_path / "real", "rb+") as real, mmap.mmap(real.fileno(), 0) as theirs, file.mmap() as ours:
-        assert len(ours) == len(theirs)
-        for key in keys:
-            assert _outcome(lambda key=key: ours[key]) == _outcome(lambda key=key: theirs[key]), key  # type: ignore[misc]
-        stores: list[tuple[Any, Any]] = [
-            (0, 255),
-            (5, 256),
-            (5, -1),
-            (5, b"x"),
-            (slice(10, 15), b"hello"),
-            (slice(10, 15), b"hell"),
-            (slice(PAGE - 4, PAGE + 4), bytearray(b"12345678")),
-            (slice(0, 20, 4), b"abcde"),
-            (slice(0, 4), "text"),
-            (3 * PAGE, 1),
-        ]
-        for key, value in stores:
-            assert _outcome(lambda k=key, v=value: ours.__setitem__(k, v)) == _outcome(  # type: ignore[misc]
-                lambda k=key, v=value: theirs.__setitem__(k, v)  # type: ignore[misc]
-            ), (key, value)
-        assert ours[:] == theirs[:]
-
-
-def _outcome(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except Exception as error:
-        return type(error)
 
 
 def test_what_is_stored_is_in_the_file(sparse: dax_mp.DaxFile) -> None:

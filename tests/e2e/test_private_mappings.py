@@ -313,6 +313,34 @@ def test_an_empty_file_that_grows(session: dax_mp.Session) -> None:
         assert firsts(mapping) == [None] * 4
 
 
+@pytest.mark.parametrize("access", [dax_mp.ACCESS_READ, dax_mp.ACCESS_WRITE, dax_mp.ACCESS_COPY])
+def test_a_remap_leaves_the_file(file: dax_mp.DaxFile, access: int) -> None:
+    """mremap(2): the mapping alone becomes longer or shorter."""
+    with file.mmap(2 * PAGE, offset=PAGE, access=access) as mapping:
+        if access == dax_mp.ACCESS_COPY:
+            mapping[PAGE] = 33
+        second = 33 if access == dax_mp.ACCESS_COPY else 3
+        view = memoryview(mapping)
+        mapping.remap(4 * PAGE)
+        assert firsts(mapping) == [2, second, 4, 5]
+        mapping.remap(8 * PAGE + 1)
+        assert firsts(mapping) == [2, second, 4, 5, 6, 7, 8, None, None]
+        file.truncate(9 * PAGE)
+        assert firsts(mapping)[6:] == [8, 0, None]
+        mapping.remap(PAGE)
+        assert (len(mapping), firsts(mapping), mapping.size()) == (PAGE, [2], 9 * PAGE)
+        with pytest.raises(dax_mp.BusError):
+            bytes(view)
+        mapping.remap(2 * PAGE)
+        assert firsts(mapping) == [2, 3]  # a copy that was cut off is gone
+        for length in (0, -1, (1 << 63) - 1):
+            with pytest.raises(ValueError):
+                mapping.remap(length)
+        view.release()
+    with pytest.raises(ValueError):
+        mapping.remap(PAGE)
+
+
 def test_a_resize_that_cannot_be(file: dax_mp.DaxFile) -> None:
     """Nothing is changed: not the mapping, not the file."""
     with file.mmap() as mapping, memoryview(mapping):
