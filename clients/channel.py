@@ -13,6 +13,8 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from dax_mp import messages
@@ -47,11 +49,11 @@ class Channel:
         # Lanes that no thread uses. Taken and given back without the lock, by operations that the GIL makes atomic.
         self._idle: list[Lane] = []
         # Protected by _changed: _lanes (all that are open), _lanes_made, _closed,
-        # _changing (how many requests of _CHANGES are under way), _forking (the threads that fork).
+        # _changing (the threads in `change`), _forking (the threads that fork).
         self._lanes: set[Lane] = set()
         self._lanes_made = 0
         self._closed = False
-        self._changing = 0
+        self._changing: list[int] = []
         self._forking: list[int] = []
         self._stale = False
 
@@ -174,17 +176,22 @@ class Channel:
         """In a fork's child: there is no session."""
         self._stale = True
 
-    def _begin_change(self) -> None:
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """While it lasts no thread forks: for what has several steps of which a child must see all or none."""
+        this = threading.get_ident()
         with self._changed:
-            if self._forking and threading.get_ident() not in self._forking:
+            if self._forking and this not in (*self._forking, *self._changing):
                 self._changed.wait_for(lambda: not self._forking, HOLD_TIMEOUT_S)
-            self._changing += 1
-
-    def _end_change(self) -> None:
-        with self._changed:
-            self._changing -= 1
-            if self._forking:
-                self._changed.notify_all()
+            self._changing.append(this)
+        try:
+            yield
+        finally:
+            with self._changed:
+                if this in self._changing:  # not in the child of a fork that came in the middle of it, by this thread
+                    self._changing.remove(this)
+                if self._forking:
+                    self._changed.notify_all()
 
     # --- lanes -----------------------------------------------------------------------------------------------------
 
@@ -199,11 +206,8 @@ class Channel:
     ) -> messages.ControlAnswer:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         if kind in _CHANGES:
-            self._begin_change()
-            try:
+            with self.change():
                 return self._exchange_by_lane(kind, fields, deadline)
-            finally:
-                self._end_change()
         return self._exchange_by_lane(kind, fields, deadline)
 
     def _exchange_by_lane(

@@ -9,7 +9,7 @@ The parent waits in os.fork() until that is done, so that it cannot close, unlin
 becomes readable when the child has closed the other, or is dead. Neither waits for longer than a few seconds; a child
 that could not adopt by then goes on without a session.
 
-Threads: requests of other threads that open, close, map or unmap are held back from before the fork until the child
+Threads: what opens, closes, maps, resizes or unmaps in other threads is held back from before the fork until the child
 has adopted, so that the coordinator's books are those of the moment of the fork. Other locks may be held by threads
 that are not in the child; it makes them anew.
 

@@ -138,7 +138,7 @@ class Mapping(MappingCursor):
     def _set_length(self, length_bytes: int, truncated: "Handle | None") -> None:
         """Of the mapping, and of the file where a handle of it is given."""
         length_pages = -(-length_bytes // self._open_handle().session.page_size)
-        with self._resizing:
+        with self._resizing, self._channel.change():
             before_bytes = len(self)
             if length_bytes > before_bytes:  # address space first: without it nothing is changed
                 try:

@@ -280,6 +280,45 @@ session.close()
     assert lines == ["{1}"]
 
 
+def test_a_fork_does_not_come_in_the_middle_of_a_remap(daemon: dax_mp.Daemon, script: Script) -> None:
+    """What the child's mapping has is what its VMA has."""
+    lines = run(
+        script,
+        daemon,
+        """
+file = session.open("long", "w+")
+file.truncate(1 << 20)
+mapping = file.mmap()
+stop = threading.Event()
+
+def remap():
+    while not stop.is_set():
+        mapping.remap(1 << 20)
+        mapping.remap(1 << 14)
+
+thread = threading.Thread(target=remap)
+thread.start()
+lengths = set()
+
+def child():
+    length = len(mapping)
+    mapping[length - 1]
+    os._exit(length >> 14)
+
+for _ in range(100):
+    lengths.add(fork(child))
+stop.set()
+thread.join()
+mapping.close()
+file.close()
+print(lengths <= {1, 64})
+session.unlink("long")
+session.close()
+""",
+    )
+    assert lines == ["True"]
+
+
 def test_threads_fork_at_once(daemon: dax_mp.Daemon, script: Script) -> None:
     lines = run(
         script,
