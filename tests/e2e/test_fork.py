@@ -30,7 +30,10 @@ session = dax_mp.connect(sys.argv[1])
 
 
 def run(script: Script, daemon: dax_mp.Daemon, text: str) -> list[str]:
-    """The lines that it prints. It must end well and say nothing else."""
+    """The lines that it prints, begun without any file. It must end well and say nothing else."""
+    with dax_mp.connect(daemon.endpoint) as session:
+        for name in session.listdir():
+            session.unlink(name)
     code, output, errors = script(HEAD + text, daemon.endpoint).end()
     assert (code, errors) == (0, ""), output
     return output.splitlines()
