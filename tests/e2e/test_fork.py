@@ -10,6 +10,7 @@ import pytest
 
 import dax_mp
 from coordinator_process import Serve
+from in_children import write_pid
 from script_process import Script
 
 HEAD: Final = """
@@ -493,12 +494,6 @@ def test_process_pool(session: dax_mp.Session, method: str) -> None:
     with session.open("counters", "w+") as file:
         file.truncate(100)
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
-            pids = list(pool.map(_write_pid, [file] * 10, range(10)))
+            pids = list(pool.map(write_pid, [file] * 10, range(10)))
         assert os.getpid() not in pids
         assert file.pread(10, 0) == bytes(range(1, 11))
-
-
-def _write_pid(file: dax_mp.DaxFile, index: int) -> int:
-    with file:
-        file.pwrite(bytes([index + 1]), index)
-    return os.getpid()

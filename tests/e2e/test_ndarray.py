@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import dax_mp
+from in_children import square
 from script_process import Script
 
 STRUCTURED: Final = np.dtype([("name", "U10"), ("position", "f8", (2, 3)), ("inner", [("a", "<i2"), ("b", ">u4")])])
@@ -218,19 +219,13 @@ def test_several_make_it_at_once(session: dax_mp.Session) -> None:
     assert session.listdir() == ["array"]
 
 
-def _set(attach: Any, index: int) -> int:
-    array = attach()
-    array[index] = index * index
-    return len(array)
-
-
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_in_workers(session: dax_mp.Session, method: str) -> None:
     """They attach by session and name, which pickle; the array itself, pickled, is a copy, as numpy's always are."""
     array = dax_mp.ndarray(session, "array", 10, "i8")
     attach = functools.partial(dax_mp.ndarray, session, "array")
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
-        assert list(pool.map(_set, [attach] * 10, range(10))) == [10] * 10
+        assert list(pool.map(square, [attach] * 10, range(10))) == [10] * 10
     assert array.tolist() == [index * index for index in range(10)]
     copy = pickle.loads(pickle.dumps(array))
     copy[0] = 99

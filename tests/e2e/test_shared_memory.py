@@ -16,6 +16,7 @@ import pytest
 
 import dax_mp
 from coordinator_process import wait_until
+from in_children import Counter, add, square_in_list, use_shared
 from script_process import Script
 from side_by_side import outcomes
 
@@ -153,21 +154,13 @@ def test_nothing_is_missing(name: str) -> None:
 # --- in several processes ---------------------------------------------------------------------------------------------
 
 
-def _use(shared: dax_mp.SharedMemory, place: int) -> tuple[int, int, int]:
-    """In another process: (its size there, the length of its memory, a byte); and the next byte is set."""
-    found = shared.size, len(shared.buf), shared.buf[place]
-    shared.buf[place + 1] = place
-    shared.close()
-    return found
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_by_name_in_another_process(session: dax_mp.Session, method: str) -> None:
     """With exactly the size that was asked for."""
     shared = dax_mp.SharedMemory(create=True, size=PAGE + 1, session=session)
     shared.buf[5] = 55
     context: Any = multiprocessing.get_context(method)
-    process = context.Process(target=_use, args=(shared, 5))
+    process = context.Process(target=use_shared, args=(shared, 5))
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -181,9 +174,9 @@ def test_in_a_pool(session: dax_mp.Session, method: str) -> None:
     shared = dax_mp.SharedMemory(create=True, size=1000, session=session)
     numbers: Any = dax_mp.ShareableList([0] * 10, session=session)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
-        found = list(pool.map(_use, [shared] * 10, range(0, 20, 2)))
+        found = list(pool.map(use_shared, [shared] * 10, range(0, 20, 2)))
         assert found == [(1000, 1000, 0)] * 10
-        assert list(pool.map(_fill, [numbers] * 10, range(10))) == [10] * 10
+        assert list(pool.map(square_in_list, [numbers] * 10, range(10))) == [10] * 10
     assert bytes(shared.buf[1:20:2]) == bytes(range(0, 20, 2))
     assert list(numbers) == [number * number for number in range(10)]
     for block in (shared, numbers.shm):
@@ -191,30 +184,11 @@ def test_in_a_pool(session: dax_mp.Session, method: str) -> None:
         block.unlink()
 
 
-def _fill(numbers: "dax_mp.ShareableList[int]", index: int) -> int:
-    numbers[index] = index * index
-    length = len(numbers)
-    numbers.shm.close()
-    return length
-
-
-class Counter(dax_mp.SharedMemory):
-    """A subclass of a user's."""
-
-    def add(self) -> int:
-        self.buf[0] += 1
-        return self.buf[0]
-
-
-def _add(counter: Counter) -> int:
-    return counter.add()
-
-
 def test_a_subclass(session: dax_mp.Session) -> None:
     counter = Counter(create=True, size=1, session=session)
     assert counter.add() == 1
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        assert pool.submit(_add, counter).result() == 2
+        assert pool.submit(add, counter).result() == 2
     counter.close()
     counter.unlink()
 
