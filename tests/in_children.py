@@ -1,4 +1,4 @@
-"""What tests have done in processes of multiprocessing: of a module that those can import, as they cannot the tests'."""
+"""What tests have done in processes of multiprocessing: in a module that those can import, as they cannot the tests."""
 
 import os
 from typing import Any
