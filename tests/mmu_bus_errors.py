@@ -2,6 +2,8 @@
 
 import ctypes
 import errno
+import os
+import select
 import threading
 import time
 from typing import Any, Final, cast
@@ -116,6 +118,45 @@ def bus_error_while_another_holds_the_gil(rig: Rig) -> None:
     ctypes.PyDLL(None).usleep(1_500_000)
     thread.join()
     assert result[0].errno == errno.EFAULT
+
+
+@scenario
+def a_method_does_not_end_on_the_page_of_anothers_failed_access(rig: Rig) -> None:
+    """A thread has failed in a C function, and waits in there: its exception is not raised yet."""
+    rig.coordinator.set(size_pages=1)
+    window = rig.window(2)
+    libc = ctypes.CDLL(None)
+    libc.fdopen.restype = libc.fgets.restype = ctypes.c_void_p
+    reader, writer = os.pipe()
+    stream = ctypes.c_void_p(libc.fdopen(reader, b"r"))
+    os.write(writer, b"abc")
+
+    def get_line() -> None:
+        libc.fgets(ctypes.c_void_p(window.address + PAGE), 100, stream)  # stores abc, and waits for more
+
+    failures: list[BusError] = []
+    waiting = threading.Thread(target=lambda: failures.append(failure_of(get_line)))
+    waiting.start()
+    for number, access in enumerate(
+        (
+            lambda: window.__setitem__(PAGE, 1),
+            lambda: window[PAGE],
+            lambda: window.__setitem__(slice(PAGE - 1, PAGE + 1), b"xy"),
+            lambda: window.populate(PAGE, 1, True),
+            lambda: window.move(PAGE, 0, 9),
+        )
+    ):
+        while rig.pager.counters()["bus_errors"] < 2 * number + 1:
+            select.select([], [], [], 0.001)
+        assert failure_of(access).errno == errno.EFAULT
+        os.write(writer, b"d")  # it stores that too, on a page of its own again
+    os.write(writer, b"\n")
+    waiting.join()
+    assert failures[0].errno == errno.EFAULT
+    rig.coordinator.set(size_pages=2)
+    assert window[PAGE : PAGE + 9] == bytes(9)
+    libc.fclose(stream)
+    os.close(writer)
 
 
 @scenario

@@ -261,7 +261,7 @@ def the_end_needs_no_mapping(rig: Rig) -> None:
 
 
 @scenario
-def a_map_larger_than_what_is_left(rig: Rig) -> None:
+def a_map_for_which_almost_no_mapping_is_left(rig: Rig) -> None:
     """The page that a fault waits for is mapped, whatever becomes of its neighbours in the same Map."""
     rig.coordinator.set(stride_pages=2)
     first, second = rig.window(32), rig.window(256, vma_id=VMA + 1)

@@ -264,12 +264,17 @@ static PyThreadState *current_thread_state(void)
 #endif
 }
 
+void bus_error_note(struct window *window, uint64_t serial, uint64_t offset_bytes, int error)
+{
+    record = (struct bus_error){error, window, serial, offset_bytes};
+}
+
 void bus_error(struct window *window, uint64_t serial, uint64_t offset_bytes, int error)
 {
     PyThreadState *mine;
 
     if (guard || !record.error)
-        record = (struct bus_error){error, window, serial, offset_bytes};
+        bus_error_note(window, serial, offset_bytes, error);
     if (guard)
         siglongjmp(*guard, 1);
     /* Not PyGILState_Check(): it says yes to everything once there has been a subinterpreter. */

@@ -66,6 +66,8 @@ struct window {
     _Atomic uint64_t touched_first, touched_end; /* private ones: no page outside has ever been mapped */
     _Atomic uint64_t scratch[SCRATCH_RANGES]; /* where it has scratch pages, see scratch.c; 0 no range */
     _Atomic bool scratch_everywhere;          /* there were more ranges than that */
+    _Atomic uint32_t scratch_making;          /* threads that are about to add some */
+    _Atomic uint64_t scratch_made;            /* how often any has been added, counted beforehand */
 };
 
 /* Reads the page size and the limit on mappings, and arranges for fork(). Once, before anything else. 0 or an errno. */
@@ -121,6 +123,10 @@ bool windows_give_up_mappings(void);
 
 /* Drops the scratch pages of all windows. Takes windows_lock() itself. */
 void windows_drop_scratch(void);
+/* For an access that can be given up, and must not end on the scratch page of another thread: takes those of the window
+ * away, and returns a number for window_scratch_came(), which says whether the access may have met one all the same. */
+uint64_t window_clear_scratch(struct window *window);
+bool window_scratch_came(const struct window *window, uint64_t cleared);
 
 /* Puts private memory under a page whose access failed, so that the instruction can end; and under the pages after
  * it, as far as `length_pages` goes and a bound allows. Needs no lock. 0 or an errno. */
@@ -250,6 +256,9 @@ bool guarded_copy(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_
 
 /* Touches a byte in each page of the range, without changing any. As guarded_copy(). */
 bool guarded_touch(char *from, size_t count, size_t step, bool write);
+
+/* Makes this the failed access that take_bus_error gives. */
+void bus_error_note(struct window *window, uint64_t serial, uint64_t offset_bytes, int error);
 
 /* From the signal handler, for an access that failed: leaves guarded_copy(), or sees to it that this thread raises
  * the exception at its next bytecode, and returns. */

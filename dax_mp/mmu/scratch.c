@@ -4,11 +4,16 @@
  * lock when the pager is no more. To drop a page that is not scratch (any more) would mostly cost a fault and no more;
  * but when the coordinator is gone, what is mapped is all there will ever be. So only when there are more ranges than
  * can be remembered is the whole window dropped.
+ *
+ * A scratch page is there for all threads. What another one stores to that page by a raw access, until the exception of
+ * the first is raised, ends there as well, and nobody can tell. Methods and slices can be given up, and repeated: they
+ * take scratch pages away before, and look afterwards whether any has come meanwhile.
  */
 
 #include "window.h"
 
 #include <errno.h>
+#include <sched.h>
 
 enum { SCRATCH_BYTES_MAX = 2 << 20 };
 static _Atomic bool any_scratch;
@@ -72,9 +77,12 @@ int window_map_scratch(struct window *window, uint64_t pgoff, uint64_t length_pa
         end = window->reach_pages;
     if (first >= end)
         return EFAULT;
+    atomic_fetch_add(&window->scratch_making, 1);
+    atomic_fetch_add(&window->scratch_made, 1);
     error = map_scratch(window, first, end, writable);
     if (!error) /* after the mapping is there: whoever drops the range from here on drops this too */
         remember_scratch(window, first, end - first);
+    atomic_fetch_sub(&window->scratch_making, 1);
     return error;
 }
 
@@ -92,6 +100,7 @@ void forget_scratch(struct window *window)
     for (size_t i = 0; i < SCRATCH_RANGES; i++)
         atomic_store(&window->scratch[i], 0);
     atomic_store(&window->scratch_everywhere, false);
+    atomic_store(&window->scratch_making, 0); /* after a fork: who was about to is not here */
 }
 
 static void drop_scratch(struct window *window)
@@ -114,4 +123,20 @@ void windows_drop_scratch(void)
     if (atomic_exchange(&any_scratch, false))
         for_each_window(drop_scratch);
     windows_unlock();
+}
+
+uint64_t window_clear_scratch(struct window *window)
+{
+    uint64_t made = atomic_load(&window->scratch_made);
+
+    while (atomic_load(&window->scratch_making)) /* one that is counted, and cannot be dropped yet */
+        sched_yield();
+    if (has_scratch(window))
+        windows_drop_scratch();
+    return made;
+}
+
+bool window_scratch_came(const struct window *window, uint64_t cleared)
+{
+    return atomic_load(&window->scratch_made) != cleared;
 }

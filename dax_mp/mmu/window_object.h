@@ -40,6 +40,7 @@ struct copy {
     const char *from;
     ptrdiff_t from_step;
     size_t count;
+    bool overlaps; /* what it copies from lies in what it copies to: it cannot be repeated */
 };
 
 /* Copies from or to the window's memory. -1 with BusError. */

@@ -29,6 +29,7 @@ PyObject *window_method_populate(PyObject *object, PyObject *args)
 {
     struct window_object *self = window_object(object);
     Py_ssize_t offset, length;
+    uint64_t cleared;
     int write;
     bool done;
 
@@ -38,7 +39,10 @@ PyObject *window_method_populate(PyObject *object, PyObject *args)
         return NULL;
     self->exports++;
     Py_BEGIN_ALLOW_THREADS
-    done = guarded_touch(memory(self) + offset, (size_t)length, page_size_bytes(), write);
+    do {
+        cleared = window_clear_scratch(self->window);
+        done = guarded_touch(memory(self) + offset, (size_t)length, page_size_bytes(), write);
+    } while (done && window_scratch_came(self->window, cleared));
     Py_END_ALLOW_THREADS
     self->exports--;
     return none_or_bus_error(self, done);
@@ -57,7 +61,14 @@ PyObject *window_method_move(PyObject *object, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "source, destination, or count out of range");
         return NULL;
     }
-    what = (struct copy){memory(self) + dest, 1, memory(self) + src, 1, (size_t)count};
+    what = (struct copy){
+        .to = memory(self) + dest,
+        .to_step = 1,
+        .from = memory(self) + src,
+        .from_step = 1,
+        .count = (size_t)count,
+        .overlaps = dest < src + count && src < dest + count,
+    };
     if (copy(self, &what))
         return NULL;
     Py_RETURN_NONE;
