@@ -8,7 +8,7 @@
  * page, and the rest of the reservation that it cuts off). Mappings are counted; at three quarters of the limit, or
  * when mmap says ENOMEM before that, whole windows are unmapped, from the one with the most mappings on in the order
  * of the table, until half of all are gone. Translations are only a cache: what is still used is faulted in again.
- * Pinned ranges and private copies stay. With all VMAs in use, to unmap needs one too: a few are kept in reserve for it.
+ * Pinned ranges and private copies stay. With all VMAs in use, to unmap needs one too: a few are kept in reserve.
  *
  * To drop may not fail, or a translation would be left that nobody can take back. But to cut a hole into a VMA makes
  * two of it, and a program that has used up all VMAs by itself gets no mmap at all. What always works is to make the

@@ -131,8 +131,8 @@ static int reserve_behind(struct window *window, uint64_t length_pages)
     return error;
 }
 
-/* Gives the address space back, with all that is mapped there. To cut it out of what the kernel has merged with it takes
- * a VMA; where there is none, it stays, and shows nothing. */
+/* Gives the address space back, with all that is mapped there. To cut it out of what the kernel has merged with it
+ * takes a VMA; where there is none, it stays, and shows nothing. */
 static void give_back(struct window *window)
 {
     if (munmap((void *)window->base, window->reserved_pages * page_size))
@@ -236,8 +236,8 @@ void window_close(struct window *window)
 /* --- fork --------------------------------------------------------------------------------------------------------- */
 
 /* The child has none of the shared windows' memory, but it has the views and arrays that point there. So that they
- * fault, and do not reach memory that something else has got meanwhile, each range is reserved again at its address. One
- * whose address is taken already is not a window any more. Private windows are inherited whole, for their copies; all
+ * fault, and do not reach memory that something else has got meanwhile, each range is reserved again at its address.
+ * One whose address is taken already is not a window any more. Private windows are inherited whole, for their copies; all
  * else in them is dropped here, before any other code of the child runs.
  */
 static void reserve_again(struct window *window)
