@@ -1,8 +1,9 @@
 """One random, long order of events, from a seed: the same seed gives the same events and the same bytes.
 
-Processes with two threads each open, map, load, store, read, write, truncate, punch, rename and unlink a few files of a
-tiny device. They are killed at any moment, stop taking orders until they are evicted, break the protocol, and drop
-translations by themselves. Each value that is stored carries its file and page, so that a foreign one is known as such.
+Processes with two threads each open, map, load, store, read, write, truncate, rename and unlink a few files of a tiny
+device, do all of fallocate(2) and direct I/O on them, map them privately and pin pages. They are killed at any moment,
+stop taking orders until they are evicted, break the protocol, and drop translations by themselves. Each value that is
+stored carries its file and page, so that a foreign one is known as such.
 """
 
 import errno
@@ -19,6 +20,7 @@ from dax_mp.messages import (
     Close,
     Extents,
     Fallocate,
+    FallocateMode,
     Fstat,
     Fsync,
     List,
@@ -27,6 +29,7 @@ from dax_mp.messages import (
     Munmap,
     Open,
     OpenFlag,
+    Pin,
     Read,
     Rename,
     Seek,
@@ -34,21 +37,41 @@ from dax_mp.messages import (
     Statfs,
     Truncate,
     Unlink,
+    Unpin,
     Write,
     decode,
     encode,
 )
-from simulation.client import PAGE_SIZE, Call, Ended, Failed, Load, Operation, Store, page_bytes, page_value
-from simulation.expected import FILE_PAGES, Change, File
+from simulation.changes import CELLS, FILE_PAGES, Change, Shift, change_of, pages_of
+from simulation.client import (
+    PAGE_SIZE,
+    Call,
+    DirectRead,
+    DirectWrite,
+    Ended,
+    Failed,
+    Load,
+    Operation,
+    Store,
+    page_bytes,
+    page_value,
+)
+from simulation.copies import Copies
+from simulation.expected import File
 from simulation.world import Event, World
 
 NAMES: Final = ("a", "b", "c", "d")
 THREADS: Final = 2
+KEEP_SIZE: Final = int(FallocateMode.KEEP_SIZE)
+ZERO_RANGE: Final = int(FallocateMode.ZERO_RANGE)
+COLLAPSE_RANGE: Final = int(FallocateMode.COLLAPSE_RANGE)
+INSERT_RANGE: Final = int(FallocateMode.INSERT_RANGE)
 TICK_S: Final = 0.3
 
 ALLOWED: Final = frozenset(
     {
         *(errno.EFAULT, errno.ENOSPC, errno.ENOMEM),
+        errno.EBUSY,  # pinned
         *(errno.EBADF, errno.ENOENT, errno.EEXIST, errno.EINVAL, errno.ENXIO),
         *(errno.ESTALE, errno.EPROTO),  # evicted, or the window closed by another thread
     }
@@ -76,6 +99,10 @@ class Soak(World):
         self._files: dict[int, File] = {}
         self._writable: set[int] = set()
         """VMAs that may be stored to."""
+        self._copies: dict[int, Copies] = {}
+        """Of each private VMA."""
+        self._pins: dict[tuple[int, int], tuple[int, dict[int, int | None]]] = {}
+        """(client, pin's id): the VMA, and the frame of each page."""
         self.operations_done: dict[str, int] = {}
 
     # --- the wire -----------------------------------------------------------------------------------------------------
@@ -123,9 +150,7 @@ class Soak(World):
             case "begin":
                 self._begin(number, self._random.randrange(THREADS))
             case "tick":
-                self._now_s += TICK_S
-                self.coordinator.tick(self._now_s)
-                self._carry_out()
+                self._tick()
             case "kill":
                 self._kill(number)
             case "stop":
@@ -143,6 +168,7 @@ class Soak(World):
 
     def _kill(self, number: int) -> None:
         self.stopped.discard(number)
+        self._forget_pins_of(number)
         for thread in range(THREADS):
             if (operation_id := self._operation_of.pop((number, thread), None)) is not None:
                 for file in self._files.values():
@@ -155,6 +181,22 @@ class Soak(World):
             self._note_begin(event.client, event.thread, client.threads[event.thread].operations[0])
         for ended in self.step(event):
             self._note_end(event.client, ended)
+
+    def check(self) -> None:
+        super().check()
+        for (number, pin_id), (vma_id, frames) in self._pins.items():
+            session = self.coordinator.sessions[self.clients[number].token]
+            if session.evicted:
+                continue
+            block_map = self.coordinator.fs.inodes[self.ino_of_vma[vma_id]].block_map
+            for pgoff, pfn in frames.items():
+                assert block_map.get(pgoff) == pfn, f"page {pgoff}, which pin {pin_id} holds, has moved"
+
+    def _forget_pins_of(self, number: int, vma_id: int | None = None) -> None:
+        """Of a client, or of one VMA of it."""
+        for key, (pinned_vma_id, _) in list(self._pins.items()):
+            if key[0] == number and vma_id in (None, pinned_vma_id):
+                del self._pins[key]
 
     # --- what a thread does -------------------------------------------------------------------------------------------
 
@@ -207,38 +249,97 @@ class Soak(World):
         window_pages = self._random.choice((FILE_PAGES - first, self._random.randint(1, FILE_PAGES - first)))
         data = b"".join(page_bytes(self._value(ino, pgoff)) for pgoff in range(start, start + length))
         windows = list(self.clients[number].windows)
+        direct = self._direct(handle, ino, start, length)
+        if self._random.random() < 0.15:
+            return direct
         choices = [
             *[Truncate(0, handle, size_bytes)] * 3,
-            *[Fallocate(0, handle, PUNCH_HOLE, offset_bytes, length_bytes)] * 3,
+            *[Fallocate(0, handle, mode, offset_bytes, length_bytes) for mode in self._modes(ino, length)],
             *[Write(0, handle, offset_bytes, 0, data)] * 4,
             *[Read(0, handle, offset_bytes, length_bytes)] * 3,
-            *[Mmap(0, handle, first, window_pages, self._random.choice((1, 3, 3, 3)), 0)]
+            *[Mmap(0, handle, first, window_pages, *self._random.choice(((1, 0), (3, 0), (3, 0), (3, 0), (1, 1))))]
             * (6 if len(windows) < 3 else 1),
             *[Munmap(0, self._random.choice(windows)) for _ in range(1) if windows],
+            *[self._pin(number) for _ in range(1) if windows],
+            *[Unpin(0, pin_id) for client, pin_id in self._pins if client == number] * 4,
             self._random.choice((Close(0, handle), Fstat(0, handle), Extents(0, handle, 0), Fsync(0, handle))),
             Seek(0, handle, offset_bytes, self._random.choice((3, 4))),
         ]
         return Call(self._random.choice(choices))
+
+    def _modes(self, ino: int, length_pages: int) -> list[int]:
+        """The modes of fallocate to choose from; pages are inserted only where the file stays short enough."""
+        modes = (
+            [PUNCH_HOLE] * 3 + [mode | keep for mode in (0, ZERO_RANGE) for keep in (0, KEEP_SIZE)] + [COLLAPSE_RANGE]
+        )
+        if max(self._files[ino].sizes_bytes()) + length_pages * PAGE_SIZE <= CELLS // 2 * PAGE_SIZE:
+            modes.append(INSERT_RANGE)
+        return modes
+
+    def _direct(self, handle: int, ino: int, start: int, length_pages: int) -> Operation:
+        if self._random.random() < 0.3:
+            return DirectRead(handle, start, length_pages)
+        return DirectWrite(
+            handle, start, tuple(self._value(ino, pgoff) for pgoff in range(start, start + length_pages))
+        )
+
+    def _pin(self, number: int) -> Pin:
+        window = self._random.choice(list(self.clients[number].windows.values()))
+        first = self._random.randrange(window.length_pages)
+        return Pin(0, window.vma_id, window.pgoff + first, self._random.randint(1, window.length_pages - first))
 
     # --- what is expected ---------------------------------------------------------------------------------------------
 
     def _note_begin(self, number: int, thread: int, operation: Operation) -> None:
         self._last_operation += 1
         operation_id = self._operation_of[number, thread] = self._last_operation
-        if not isinstance(operation, Call):
+        if isinstance(operation, Load | Store):
             self._files[self.ino_of_vma[operation.vma_id]].begin_access(operation_id, range(0))
             return
-        request = operation.request
+        request: Any = operation.request if isinstance(operation, Call) else operation
         if isinstance(request, Close):
             self._handles[number].pop(request.handle, None)
+        elif isinstance(request, Unpin):
+            self._pins.pop((number, request.pin_id), None)
+        elif isinstance(request, Munmap):
+            self._forget_pins_of(number, request.vma_id)
         handle = getattr(request, "handle", None)
         ino = self.ino_of_handle.get((number, handle)) if handle is not None else None
         if ino is None:
             return
         if isinstance(request, Read):
-            self._files[ino].begin_access(operation_id, _pages(request.offset_bytes, request.length_bytes))
-        elif (change := _change(request)) is not None:
+            self._files[ino].begin_access(operation_id, pages_of(request.offset_bytes, request.length_bytes))
+        elif isinstance(request, DirectRead):
+            self._files[ino].begin_access(operation_id, range(request.pgoff, request.pgoff + request.length_pages))
+        elif (change := change_of(request)) is not None:
+            self._begin_change(ino, operation_id, change)
+
+    def _begin_change(self, ino: int, operation_id: int, change: Change | Shift) -> None:
+        if isinstance(change, Shift):
+            self._files[ino].begin_shift(operation_id, change)
+            cut = 0 if change.pages < 0 else None
+        else:
             self._files[ino].begin(operation_id, change)
+            cut = None if change.truncate_to_bytes is None else -(-change.truncate_to_bytes // PAGE_SIZE)
+        if cut is not None:
+            for copies in self._copies_of(ino):
+                copies.begin_cut(operation_id, cut)
+
+    def _end_change(self, ino: int, operation_id: int, operation: Any, change: Change | Shift, outcome: Any) -> None:
+        failed = isinstance(outcome, Failed)
+        unknown = failed and outcome.errno in (errno.ESTALE, errno.EPROTO)
+        if failed and isinstance(operation, Fallocate) and operation.mode & ZERO_RANGE:
+            unknown |= outcome.errno == errno.ENOSPC  # punched, and not allocated
+        if isinstance(change, Shift):
+            self._files[ino].end_shift(operation_id, took_effect=not failed)
+        else:
+            self._files[ino].end(operation_id, took_effect=None if unknown else not failed)
+        took_all = isinstance(change, Change) and not failed
+        for copies in self._copies_of(ino):
+            copies.end_cut(operation_id, took_all)
+
+    def _copies_of(self, ino: int) -> list[Copies]:
+        return [copies for vma_id, copies in self._copies.items() if self.ino_of_vma[vma_id] == ino]
 
     def _note_end(self, number: int, ended: Ended) -> None:
         operation, outcome = ended.operation, ended.outcome
@@ -248,10 +349,11 @@ class Soak(World):
         kind = type(operation.request) if isinstance(operation, Call) else type(operation)
         done = kind.__name__ + (f" {errno.errorcode[outcome.errno]}" if failed else "")
         self.operations_done[done] = self.operations_done.get(done, 0) + 1
-        if isinstance(operation, Call):
-            self._note_answer(number, operation_id, operation.request, outcome)
-        else:
+        if isinstance(operation, Load | Store):
             self._note_access(number, operation_id, operation, outcome)
+        else:
+            request = operation.request if isinstance(operation, Call) else operation
+            self._note_answer(number, operation_id, request, outcome)
 
     def _note_access(self, number: int, operation_id: int, operation: Load | Store, outcome: Any) -> None:
         ino, pgoff = self.ino_of_vma[operation.vma_id], operation.pgoff
@@ -261,11 +363,15 @@ class Soak(World):
             file.failed(access, pgoff, outcome)
             return
         session = self.coordinator.sessions[self.clients[number].token]
+        copies = self._copies.get(operation.vma_id)
         if isinstance(operation, Store):
-            file.stored(pgoff, operation.value, evicted=session.evicted)
+            if copies is not None:
+                copies.stored(pgoff, operation.value)
+            else:
+                file.stored(pgoff, operation.value, evicted=session.evicted)
             return
-        assert_own(ino, pgoff, outcome)
-        if not session.evicted:
+        self._assert_own(ino, pgoff, outcome)
+        if not session.evicted and (copies is None or not copies.loaded(pgoff, outcome)):
             file.loaded(pgoff, outcome)
 
     def _note_answer(self, number: int, operation_id: int, request: Any, outcome: Any) -> None:
@@ -276,20 +382,43 @@ class Soak(World):
             self._files.setdefault(ino, File())
         elif isinstance(request, Mmap) and not failed:
             self.ino_of_vma[outcome] = self.ino_of_handle[number, request.handle]
-            if request.access & 2:
+            if request.access & 2 or request.private:
                 self._writable.add(outcome)
+            if request.private:
+                self._copies[outcome] = Copies()
+        elif isinstance(request, Pin) and not failed:
+            self._note_pin(number, request, outcome)
         elif isinstance(request, Read):
-            self._note_read(self.ino_of_handle[number, request.handle], operation_id, request, outcome)
-        elif _change(request) is not None:
-            self._files[self.ino_of_handle[number, request.handle]].end(operation_id, took_effect=not failed)
+            self._note_read(self.ino_of_handle[number, request.handle], operation_id, request.offset_bytes, outcome)
+        elif isinstance(request, DirectRead):
+            self._note_read(
+                self.ino_of_handle[number, request.handle], operation_id, request.pgoff * PAGE_SIZE, outcome
+            )
+        elif (change := change_of(request)) is not None:
+            self._end_change(self.ino_of_handle[number, request.handle], operation_id, request, change, outcome)
 
-    def _note_read(self, ino: int, operation_id: int, request: Read, outcome: Any) -> None:
+    def _note_pin(self, number: int, request: Pin, pin_id: int) -> None:
+        session = self.coordinator.sessions[self.clients[number].token]
+        if pin_id in session.pins:  # else the mapping, or the session, is gone already
+            block_map = session.pins[pin_id].vma.inode.block_map
+            frames = {pgoff: block_map.get(pgoff) for pgoff in range(*session.pins[pin_id].pages)}
+            assert None not in frames.values(), f"a page of {request} has no block"
+            self._pins[number, pin_id] = (request.vma_id, frames)
+
+    def _assert_own(self, ino: int, pgoff: int, value: int) -> None:
+        """Assert that the value is no other file's, no other page's, and not what nobody has zeroed."""
+        own = ino if self._files[ino].shifted else ino << 8 | pgoff
+        assert not value or value >> (48 if self._files[ino].shifted else 40) == own, (
+            f"page {pgoff} of inode {ino} shows a foreign {value:#x}"
+        )
+
+    def _note_read(self, ino: int, operation_id: int, offset_bytes: int, outcome: Any) -> None:
         access = self._files[ino].end_access(operation_id)
         if isinstance(outcome, Failed):
             return
-        for pgoff in _pages(request.offset_bytes, len(outcome)):
-            value = page_value(outcome[pgoff * PAGE_SIZE - request.offset_bytes :])
-            assert_own(ino, pgoff, value)
+        for pgoff in pages_of(offset_bytes, len(outcome)):
+            value = page_value(outcome[pgoff * PAGE_SIZE - offset_bytes :])
+            self._assert_own(ino, pgoff, value)
             assert value in access.values[pgoff], f"read {value:#x} in page {pgoff}, not one of {access.values[pgoff]}"
 
     # --- the end ------------------------------------------------------------------------------------------------------
@@ -300,11 +429,7 @@ class Soak(World):
             if self._random.random() < 0.5:
                 self._kill(number)
         self.stopped.clear()
-        for _ in range(100_000):
-            events = self.events()
-            if not events:
-                break
-            self._step(events[0])
+        self._come_to_rest()
         self.check()
         self.check_quiescent()
         for file in self._files.values():
@@ -312,12 +437,27 @@ class Soak(World):
         self._compare_views()
         for number in self._living():
             if self._random.random() < 0.5 and not self.clients[number].evict_errno:
+                self._forget_pins_of(number)
                 self.call(number, Bye(0))
                 self.alive[number] = False
             else:
                 self._kill(number)
         self._unlink_all()
         self._assert_nothing_left()
+
+    def _come_to_rest(self) -> None:
+        for _ in range(100_000):
+            if events := self.events():
+                self._step(events[0])
+            elif self.coordinator.next_deadline_s() is not None:  # somebody waits for a pin
+                self._tick()
+            else:
+                return
+
+    def _tick(self) -> None:
+        self._now_s += TICK_S
+        self.coordinator.tick(self._now_s)
+        self._carry_out()
 
     def _compare_views(self) -> None:
         """Every file with a name, through a mapping of each process that is left, and by read(2)."""
@@ -342,7 +482,7 @@ class Soak(World):
             seen = self.access(number, Load(vma_id, pgoff))
             if pgoff < len(values):
                 file.loaded(pgoff, seen)
-                assert_own(ino, pgoff, seen)
+                self._assert_own(ino, pgoff, seen)
                 assert seen == values[pgoff], f"load and read differ in page {pgoff} of {name}"
             else:
                 assert seen == Failed(errno.EFAULT), f"page {pgoff} of {name} is past the end, and shows {seen}"
@@ -364,26 +504,3 @@ class Soak(World):
                 assert not frames.quarantine, "something is left in quarantine"
                 assert frames.free_pages == frames.end_pfn - frames.first_pfn, "frames are lost"
         self.check()
-
-
-def assert_own(ino: int, pgoff: int, value: int) -> None:
-    """Assert that the value is no other file's or page's, and not what nobody has zeroed."""
-    assert not value or value >> 40 == (ino << 8 | pgoff), f"page {pgoff} of inode {ino} shows a foreign {value:#x}"
-
-
-def _pages(offset_bytes: int, length_bytes: int) -> range:
-    return range(offset_bytes // PAGE_SIZE, -(-(offset_bytes + length_bytes) // PAGE_SIZE))
-
-
-def _change(request: Any) -> Change | None:
-    """What the request does to its file, if it succeeds."""
-    if isinstance(request, Truncate):
-        cut = range(-(-request.size_bytes // PAGE_SIZE), FILE_PAGES)
-        return Change(dict.fromkeys(cut, 0), truncate_to_bytes=request.size_bytes)
-    if isinstance(request, Fallocate):
-        return Change(dict.fromkeys(_pages(request.offset_bytes, request.length_bytes), 0))
-    if isinstance(request, Write):
-        data, pages = request.data, _pages(request.offset_bytes, len(request.data))
-        values = {p: page_value(data[p * PAGE_SIZE - request.offset_bytes :]) for p in pages}
-        return Change(values, extend_to_bytes=request.offset_bytes + len(data))
-    return None
