@@ -104,6 +104,7 @@ class Soak(World):
         self._pins: dict[tuple[int, int], tuple[int, dict[int, int | None]]] = {}
         """(client, pin's id): the VMA, and the frame of each page."""
         self.operations_done: dict[str, int] = {}
+        self.evicted_late = 0
 
     # --- the wire -----------------------------------------------------------------------------------------------------
 
@@ -260,8 +261,8 @@ class Soak(World):
             *[Mmap(0, handle, first, window_pages, *self._random.choice(((1, 0), (3, 0), (3, 0), (3, 0), (1, 1))))]
             * (6 if len(windows) < 3 else 1),
             *[Munmap(0, self._random.choice(windows)) for _ in range(1) if windows],
-            *[self._pin(number) for _ in range(1) if windows],
-            *[Unpin(0, pin_id) for client, pin_id in self._pins if client == number] * 4,
+            *[self._pin(number) for _ in range(2) if windows],
+            *[Unpin(0, pin_id) for client, pin_id in self._pins if client == number] * 6,
             self._random.choice((Close(0, handle), Fstat(0, handle), Extents(0, handle, 0), Fsync(0, handle))),
             Seek(0, handle, offset_bytes, self._random.choice((3, 4))),
         ]
@@ -455,8 +456,11 @@ class Soak(World):
                 return
 
     def _tick(self) -> None:
+        counters = self.coordinator.fs.counters
+        before = counters["evictions"]
         self._now_s += TICK_S
         self.coordinator.tick(self._now_s)
+        self.evicted_late += counters["evictions"] - before
         self._carry_out()
 
     def _compare_views(self) -> None:
