@@ -251,6 +251,12 @@ class Mapping(MappingCursor):
             finally:
                 self._request(messages.Unpin, pin_id)
 
+    def drop_past(self, end_pgoff: int) -> None:
+        """For a fork's child: drop what this has from that page of the file on, copies included."""
+        start = max(0, end_pgoff * self._open_handle().session.page_size - self.offset_bytes)
+        if start < len(self):
+            self.drop(start, len(self) - start)
+
     def renamed(self, name: str) -> None:
         """For the library's own modules: the file has another name now, for what is raised."""
         self.name = self._open_handle().name = name

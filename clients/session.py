@@ -322,15 +322,16 @@ class Session:
         undo.callback(self.channel.close, CLOSE_TIMEOUT_S)
         self._hello(undo, _rest_s(deadline_s))
         flat = self.channel.request(messages.Adopt, parent_token, timeout_s=_rest_s(deadline_s))
-        copies = dict(zip(flat[::2], flat[1::2], strict=True))
+        copies = dict(zip(flat[::3], zip(flat[1::3], flat[2::3], strict=True), strict=True))
         self._start_pager(undo, _rest_s(deadline_s))
         holdings = self.channel.holdings
         for mapping in holdings.mappings():
             if not mapping.closed and mapping.vma_id in copies:
-                vma_id = copies.pop(mapping.vma_id)
+                vma_id, end_pgoff = copies.pop(mapping.vma_id)
                 holdings.renumber(mapping, vma_id)
                 mapping.rebind(self.pager, vma_id)
-        self.pager.closed_vmas.extend(copies.values())  # nobody's here
+                mapping.drop_past(end_pgoff)
+        self.pager.closed_vmas.extend(vma_id for vma_id, _ in copies.values())  # nobody's here
 
 
 _shared: Final[dict[tuple[str, str], Session]] = {}

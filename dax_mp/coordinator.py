@@ -148,7 +148,9 @@ class Coordinator:
             session.next_handle = parent.next_handle
             session.handles = {number: self.fs.get(inode) for number, inode in parent.handles.items()}
             copies = [
-                number for vma in parent.vmas.values() for number in (vma.vma_id, copy_vma(self.fs, session, vma))
+                number
+                for vma in parent.vmas.values()
+                for number in (vma.vma_id, copy_vma(self.fs, session, vma), vma.inode.size_pages)
             ]
             self._reply(peer, request.request_id, copies)
             return

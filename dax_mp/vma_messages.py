@@ -75,7 +75,8 @@ class Unpin(NamedTuple):
 class Adopt(NamedTuple):
     """This process is a fork's child: give it what the parent's session has, its handles under the same numbers.
 
-    Reply: flat (vma_id of the parent's, of its copy here). ENOENT (the parent's session is over), EINVAL.
+    Reply: flat (vma_id of the parent's, of its copy here, the first page past the end of the file), since nobody has
+    told the child of what was cut off between the fork and this. ENOENT (the parent's session is over), EINVAL.
     """
 
     request_id: int

@@ -477,8 +477,9 @@ def test_a_child_has_the_parents_handles_and_vmas(world: World) -> None:
     world.call(0, Unlink(0, "file"))
     child = world.add_client()
     copies = world.call(child, Adopt(0, world.clients[0].token))
-    mine = dict(zip(copies[::2], copies[1::2], strict=True))
+    mine = dict(zip(copies[::3], copies[1::3], strict=True))
     assert set(mine) == {1, private}
+    assert set(copies[2::3]) == {4}
     parent, session = (world.coordinator.sessions[world.clients[number].token] for number in (0, child))
     assert session.handles == parent.handles
     assert session.next_handle == parent.next_handle

@@ -1,5 +1,6 @@
 """fork(2) in all the ways that Python makes one: what the parent had, the child has too."""
 
+import mmap
 import multiprocessing
 import os
 import signal
@@ -321,6 +322,39 @@ session.close()
 """,
     )
     assert lines == ["True"]
+
+
+def test_a_truncate_before_the_child_has_its_session(session: dax_mp.Session, script: Script) -> None:
+    """Nobody tells the child of it: it has to look itself what is left of its private copies."""
+    with session.open("cut", "w+") as file:
+        file.write(bytes(4 * mmap.PAGESIZE))
+        process = script(
+            f"""
+import os, sys
+def before_it_adopts():
+    print("forked", flush=True)
+    sys.stdin.buffer.raw.read(1)
+os.register_at_fork(after_in_child=before_it_adopts)
+import dax_mp
+session = dax_mp.connect(sys.argv[1])
+mapping = session.open("cut").mmap(access=dax_mp.ACCESS_COPY)
+mapping[0] = mapping[3 * {mmap.PAGESIZE}] = 7
+pid = os.fork()
+if pid:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(mapping[0])
+try:
+    print(mapping[3 * {mmap.PAGESIZE}])
+except dax_mp.BusError:
+    print("BusError", flush=True)
+os._exit(0)
+""",
+            session.endpoint,
+        )
+        assert process.line() == "forked"
+        file.truncate(100)
+        process.go_on()
+        assert process.end()[:2] == (0, "7\nBusError\n")
 
 
 def test_threads_fork_at_once(daemon: dax_mp.Daemon, script: Script) -> None:
