@@ -3,10 +3,15 @@
 import errno
 import os
 import threading
-from typing import Any, cast
+from typing import Any, Final, cast
+
+import numpy as np
 
 from dax_mp import mmu
 from mmu_rig import PAGE, VMA, Rig, array_of, failure_of, scenario
+
+HAS_GUARDS: Final = tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 15)
+"""Without guard regions each copy is a VMA."""
 
 
 def private_window(rig: Rig, pages: int) -> mmu.Window:
@@ -130,8 +135,8 @@ def many_stores_past_the_end(rig: Rig) -> None:
 @scenario
 def more_copies_than_the_kernel_allows_mappings(rig: Rig) -> None:
     """Every second page is a copy: what lies between them is dropped, and mapped again, all the same."""
-    if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 15):
-        return  # without guard regions each copy is a VMA
+    if not HAS_GUARDS:
+        return
     with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
         copies = int(file.read()) // 2 + 1000
     pages = 2 * copies
@@ -148,6 +153,36 @@ def more_copies_than_the_kernel_allows_mappings(rig: Rig) -> None:
         assert (array[:: 2 * PAGE] == 7).all()
         assert array[PAGE] == array[-PAGE] == ord(between)
     assert not array[3 * PAGE : -PAGE : 2 * PAGE].any()
+
+
+@scenario
+def more_copies_in_pieces_than_the_kernel_allows_mappings(rig: Rig) -> None:
+    """Every second page is mapped, and stored to: each is a VMA, until they run out and the copies are gathered."""
+    if not HAS_GUARDS:
+        return
+    with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+        copies = int(file.read()) // 2 + 3000
+    os.ftruncate(rig.region_fd, 2 * copies * PAGE)
+    rig.coordinator.write(2 * copies)
+    window = private_window(rig, 2 * copies)
+    array = array_of(window)
+    expected = np.arange(copies) % 251 + 1
+    array[PAGE] = 9
+    window.keep(PAGE, PAGE, True)
+    array[:: 2 * PAGE] = expected
+    assert (array[:: 2 * PAGE] == expected).all()
+    unmap(rig, 0, 2 * copies)
+    assert (array[:: 2 * PAGE] == expected).all()
+    if not (pid := os.fork()):
+        array[0] = 77
+        os._exit(not (array[0] == 77 and (array[2 * PAGE :: 2 * PAGE] == expected[1:]).all() and array[PAGE] == 9))
+    assert os.waitpid(pid, 0)[1] == 0
+    assert (array[:: 2 * PAGE] == expected).all() and array[PAGE] == 9
+    for page in (3, copies | 1, 2 * copies - 1):
+        assert array[page * PAGE] == 0
+        os.pwrite(rig.region_fd, b"n", page * PAGE)
+        assert array[page * PAGE] == ord("n")
+    assert rig.pager.counters()["bus_errors"] == 0
 
 
 @scenario

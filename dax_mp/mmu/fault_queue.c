@@ -98,7 +98,7 @@ static void answer_copy(struct pager *pager, struct fault *fault)
     windows_lock();
     do
         error = private_open(page_of(fault));
-    while (error == ENOMEM && windows_give_up_mappings());
+    while (error == ENOMEM && (windows_give_up_mappings(true) || windows_use_spare()));
     windows_unlock();
     if (error)
         pager_count(pager, COUNT_BUS_ERRORS, 1);
@@ -120,7 +120,7 @@ void fault_fail(struct pager *pager, struct fault *fault, int error, uint64_t pg
         if (fault->window->serial == fault->serial)
             do
                 fault->has_scratch = !window_map_scratch(fault->window, fault->pgoff, scratch_pages, fault->write);
-            while (!fault->has_scratch && windows_give_up_mappings());
+            while (!fault->has_scratch && (windows_give_up_mappings(true) || windows_use_spare()));
         windows_unlock();
     }
     pager_count(pager, COUNT_BUS_ERRORS, 1);

@@ -116,8 +116,11 @@ int window_map(struct window *window, const struct frames *frames, bool make_roo
 /* Drops the translations of a range: an access to it is a fault again. even_cows: private copies too. */
 void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages, bool even_cows);
 void pager_windows_unmap(struct pager *pager);
-/* Gives up translations until half of all mappings are gone. False: there was nothing to give up. */
-bool windows_give_up_mappings(void);
+/* Gives up translations until half of all mappings are gone. False: there was nothing to give up. gather: mmap has said
+ * ENOMEM, so that it is worth while to move private copies. */
+bool windows_give_up_mappings(bool gather);
+/* Lets go of the few VMAs that are kept in reserve. False: they are in use already. */
+bool windows_use_spare(void);
 
 /* --- scratch pages (scratch.c) ----------------------------------------------------------------------------------- */
 
@@ -143,8 +146,8 @@ bool private_is_copy(uintptr_t address);
 int private_open(uintptr_t address);
 /* Maps over all but copies. fd -1: pages that read as zero, of which `offset_bytes` is the one in the file. */
 int private_map(uintptr_t address, uint64_t length_bytes, int fd, uint64_t offset_bytes, uint64_t *mappings);
-/* Drops all but copies. 0 or an errno. */
-int private_unmap(uintptr_t address, uint64_t length_bytes);
+/* Drops all but copies; gather: and moves those into few VMAs. 0 or an errno. */
+int private_unmap(uintptr_t address, uint64_t length_bytes, bool gather);
 /* In the child of a fork. */
 void private_after_fork_in_child(void);
 

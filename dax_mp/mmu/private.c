@@ -12,6 +12,9 @@
  * than a process may have VMAs. From Linux 6.15 on guard regions do it (MADV_GUARD_INSTALL): the pages' entries in the
  * page table say that an access is a SIGSEGV, and the VMA stays whole.
  *
+ * A file in many pieces takes a VMA for each of them all the same. Where VMAs run out, copies are gathered: those of
+ * some pages are put into memory of their own, one VMA with guards between them, which then takes their place.
+ *
  * A store of another thread could make a copy between the look and the deed. So the range is first made inaccessible:
  * after mprotect(PROT_NONE) no copy comes up, and none is lost by it. Who touches the range meanwhile faults, asks the
  * coordinator, and finds the copy in its place, because a Map leaves copies alone.
@@ -21,6 +24,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -33,11 +38,17 @@ enum { MADV_GUARD_INSTALL = 102 };
 
 static int pagemap_fd = -1;
 static int zeroes_fd = -1;
+static int mem_fd = -1; /* reads what is inaccessible, too */
 static bool has_guards;
 
 static int open_pagemap(void)
 {
     return open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+}
+
+static int open_mem(void)
+{
+    return open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
 }
 
 static int make_zeroes(void)
@@ -89,17 +100,22 @@ int private_init(void)
     if (zeroes_fd < 0) {
         zeroes_fd = make_zeroes();
         has_guards = zeroes_fd >= 0 && can_guard();
+        mem_fd = has_guards ? open_mem() : -1;
     }
     return zeroes_fd < 0 ? errno : 0;
 }
 
-/* The descriptor shows the address space of the process that opened it. */
+/* The descriptors show the address space of the process that opened them. */
 void private_after_fork_in_child(void)
 {
     if (pagemap_fd < 0)
         return;
     close(pagemap_fd);
     pagemap_fd = open_pagemap();
+    if (mem_fd < 0)
+        return;
+    close(mem_fd);
+    mem_fd = open_mem();
 }
 
 bool private_is_copy(uintptr_t address)
@@ -116,7 +132,8 @@ int private_open(uintptr_t address)
 
 /* What is done to a run of pages that are no copies. */
 struct deed {
-    bool map; /* else drop */
+    bool map;    /* else drop */
+    bool gather; /* and leave few VMAs */
     uintptr_t start;
     int fd;
     uint64_t offset_bytes;
@@ -181,6 +198,62 @@ static int guard_chunk(uintptr_t address, size_t count, const uint64_t *entries)
     return mprotect((void *)address, count * page_size, PROT_READ | PROT_WRITE) ? errno : 0;
 }
 
+static int read_copies(char *to, uintptr_t address, uint64_t length_bytes)
+{
+    return pread(mem_fd, to, length_bytes, (off_t)address) == (ssize_t)length_bytes ? 0 : EIO;
+}
+
+/* Moves memory to another place, over what is there. mremap() unmaps that before it moves; should it fail after that,
+ * the copies would be where nobody finds them. */
+static int move_over(char *from, uintptr_t to, size_t count)
+{
+    uint64_t entries[ENTRIES], length_bytes = count * page_size_bytes();
+    int error;
+
+    if (mremap(from, length_bytes, length_bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)to) != MAP_FAILED)
+        return 0;
+    error = errno;
+    if (read_pagemap(to, count, entries) && any_copy(entries, count))
+        return error;
+    fprintf(stderr, "dax_mp: private copies cannot be moved: %s\n", strerror(error));
+    abort();
+}
+
+/* Puts memory with the copies, and guards where there is none, in the place of a range of up to ENTRIES pages. */
+static int gather_chunk(uintptr_t address, size_t count, const uint64_t *entries)
+{
+    uint64_t page_size = page_size_bytes(), length_bytes = count * page_size;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    char *gathered = mmap(NULL, length_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    int error = 0;
+
+    if (gathered == MAP_FAILED)
+        return errno;
+    for (size_t first = 0, end; first < count && !error; first = end) {
+        uint64_t start = first * page_size;
+        bool copies = is_copy(entries[first]);
+
+        for (end = first + 1; end < count && is_copy(entries[end]) == copies; end++)
+            continue;
+        if (copies)
+            error = read_copies(gathered + start, address + start, (end - first) * page_size);
+        else if (madvise(gathered + start, (end - first) * page_size, MADV_GUARD_INSTALL))
+            error = errno;
+    }
+    if (!error)
+        error = move_over(gathered, address, count);
+    if (error)
+        munmap(gathered, length_bytes);
+    return error;
+}
+
+static bool drop_between_copies(const struct deed *deed, uintptr_t address, size_t count, const uint64_t *entries)
+{
+    if (deed->gather && mem_fd >= 0 && !gather_chunk(address, count, entries))
+        return true;
+    return !guard_chunk(address, count, entries);
+}
+
 /* Does it to every run that is no copy in a range of up to ENTRIES pages, and makes the copies accessible again. */
 static int do_chunk(const struct deed *deed, uintptr_t address, size_t count)
 {
@@ -190,7 +263,7 @@ static int do_chunk(const struct deed *deed, uintptr_t address, size_t count)
 
     if (!read_pagemap(address, count, entries))
         return EIO;
-    if (!deed->map && has_guards && any_copy(entries, count) && !guard_chunk(address, count, entries))
+    if (!deed->map && has_guards && any_copy(entries, count) && drop_between_copies(deed, address, count, entries))
         return 0;
     for (size_t first = 0, end; first < count && !error; first = end) {
         bool copies = is_copy(entries[first]);
@@ -219,10 +292,12 @@ static int do_all(const struct deed *deed, uint64_t length_bytes)
 
 int private_map(uintptr_t address, uint64_t length_bytes, int fd, uint64_t offset_bytes, uint64_t *mappings)
 {
-    return do_all(&(struct deed){true, address, fd, offset_bytes, mappings}, length_bytes);
+    struct deed deed = {.map = true, .start = address, .fd = fd, .offset_bytes = offset_bytes, .mappings = mappings};
+
+    return do_all(&deed, length_bytes);
 }
 
-int private_unmap(uintptr_t address, uint64_t length_bytes)
+int private_unmap(uintptr_t address, uint64_t length_bytes, bool gather)
 {
-    return do_all(&(struct deed){.start = address}, length_bytes);
+    return do_all(&(struct deed){.start = address, .gather = gather}, length_bytes);
 }

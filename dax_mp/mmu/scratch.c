@@ -122,6 +122,7 @@ void windows_drop_scratch(void)
     windows_lock();
     if (atomic_exchange(&any_scratch, false))
         for_each_window(drop_scratch);
+    fill_spare();
     windows_unlock();
 }
 

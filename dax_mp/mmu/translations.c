@@ -42,7 +42,7 @@ static uint64_t read_max_map_count(void)
     return count;
 }
 
-static void fill_spare(void)
+void fill_spare(void)
 {
     uint64_t page_size = page_size_bytes();
     char *pages = spare ? MAP_FAILED
@@ -56,8 +56,7 @@ static void fill_spare(void)
     spare = pages;
 }
 
-/* False: there was none. */
-static bool use_spare(void)
+bool windows_use_spare(void)
 {
     bool used = spare && !munmap(spare, SPARE_VMAS * page_size_bytes());
 
@@ -115,18 +114,19 @@ static int reserve_pages(struct window *window, uint64_t first, uint64_t end)
     return reserve(page(window, first), (end - first) * page_size_bytes(), window->is_private, MAP_FIXED, &ignored);
 }
 
-static int drop_all_but_copies(struct window *window, uint64_t first, uint64_t end)
+static int drop_all_but_copies(struct window *window, uint64_t first, uint64_t end, bool gather)
 {
     uint64_t touched_first = atomic_load(&window->touched_first), touched_end = atomic_load(&window->touched_end);
 
     first = first < touched_first ? touched_first : first;
     end = end > touched_end ? touched_end : end;
-    return first < end ? private_unmap((uintptr_t)page(window, first), (end - first) * page_size_bytes()) : 0;
+    return first < end ? private_unmap((uintptr_t)page(window, first), (end - first) * page_size_bytes(), gather)
+                       : 0;
 }
 
 static int try_to_drop(struct window *window, uint64_t first, uint64_t end, bool even_cows)
 {
-    return window->is_private && !even_cows ? drop_all_but_copies(window, first, end)
+    return window->is_private && !even_cows ? drop_all_but_copies(window, first, end, false)
                                             : reserve_pages(window, first, end);
 }
 
@@ -193,14 +193,18 @@ static const struct kept *next_kept(const struct window *window, uint64_t first)
     return next;
 }
 
-static void try_hard_to_drop(struct window *window, uint64_t first, uint64_t end)
+static void try_hard_to_drop(struct window *window, uint64_t first, uint64_t end, bool gather)
 {
-    if (try_to_drop(window, first, end, false) && use_spare())
+    if (gather && window->is_private)
+        windows_use_spare(); /* to move takes some */
+    if (gather && window->is_private)
+        drop_all_but_copies(window, first, end, true);
+    else if (try_to_drop(window, first, end, false) && windows_use_spare())
         try_to_drop(window, first, end, false);
 }
 
 /* Drops what is not pinned, as far as that goes. */
-static void give_up_window(struct window *window)
+static void give_up_window(struct window *window, bool gather)
 {
     const struct kept *kept;
     uint64_t first = 0;
@@ -208,9 +212,9 @@ static void give_up_window(struct window *window)
     pager_count(window->pager, COUNT_DROPS, window->mappings);
     for (; (kept = next_kept(window, first)); first = kept->end)
         if (first < kept->first)
-            try_hard_to_drop(window, first, kept->first);
+            try_hard_to_drop(window, first, kept->first, gather);
     if (first < window->reach_pages)
-        try_hard_to_drop(window, first, window->reach_pages);
+        try_hard_to_drop(window, first, window->reach_pages, gather);
     count_none(window); /* but for the pinned ones, of which mmap will say when they are too many */
 }
 
@@ -225,7 +229,7 @@ static struct window *window_with_most_mappings(void)
     return most;
 }
 
-bool windows_give_up_mappings(void)
+bool windows_give_up_mappings(bool gather)
 {
     uint64_t keep = mappings / 2;
     struct window *first = mappings ? window_with_most_mappings() : NULL, *window = first;
@@ -234,7 +238,7 @@ bool windows_give_up_mappings(void)
         return false;
     do {
         if (window->mappings)
-            give_up_window(window);
+            give_up_window(window, gather);
         window = next_in_table(window);
     } while (mappings > keep && window != first);
     fill_spare();
@@ -277,12 +281,12 @@ int window_map(struct window *window, const struct frames *frames, bool make_roo
 
     if (!has_range(window) || !clip(window, &first, &end))
         return 0;
-    if (mappings >= mappings_max && !(make_room && windows_give_up_mappings()))
+    if (mappings >= mappings_max && !(make_room && windows_give_up_mappings(false)))
         return ENOMEM;
     offset_bytes = (frames->fd < 0 ? first : frames->pfn + (first - frames->pgoff)) * page_size_bytes();
     do
         error = map_pages(window, first - window->pgoff, end - window->pgoff, frames->prot, frames->fd, offset_bytes);
-    while (error == ENOMEM && make_room && windows_give_up_mappings());
+    while (error == ENOMEM && make_room && windows_give_up_mappings(true));
     return error;
 }
 

@@ -237,8 +237,8 @@ void window_close(struct window *window)
 
 /* The child has none of the shared windows' memory, but it has the views and arrays that point there. So that they
  * fault, and do not reach memory that something else has got meanwhile, each range is reserved again at its address.
- * One whose address is taken already is not a window any more. Private windows are inherited whole, for their copies; all
- * else in them is dropped here, before any other code of the child runs.
+ * One whose address is taken already is not a window any more. Private windows are inherited whole, for their copies;
+ * all else in them is dropped here, before any other code of the child runs.
  */
 static void reserve_again(struct window *window)
 {

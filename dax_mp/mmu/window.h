@@ -34,6 +34,8 @@ void for_each_window(void (*function)(struct window *window));
 /* --- translations (translations.c) -------------------------------------------------------------------------------- */
 
 void translations_init(void);
+/* Keeps a few VMAs in reserve, where there are any. */
+void fill_spare(void);
 /* With windows_lock() held: */
 /* Drops the translations of pages of the window, which count from its first one; even_cows: private copies too. */
 void drop_pages(struct window *window, uint64_t first, uint64_t end, bool even_cows);
