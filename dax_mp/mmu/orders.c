@@ -71,12 +71,13 @@ static int map_segments(struct pager *pager, struct window *window, const struct
                         const struct segment *segments, size_t count)
 {
     const struct segment *wanted = NULL;
+    bool full = false;
 
     for (size_t i = 0; i < count; i++)
         if (fault && !wanted && has_page(&segments[i], fault->pgoff))
             wanted = &segments[i];
-        else
-            map_segment(pager, window, &segments[i], false);
+        else if (!full)
+            full = map_segment(pager, window, &segments[i], false);
     if (fault && fault->pgoff >= window->pgoff + window->length_pages)
         return EFAULT; /* it has shrunk meanwhile */
     return wanted ? map_segment(pager, window, wanted, true) : 0;
