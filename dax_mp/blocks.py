@@ -75,7 +75,7 @@ def lock_holes(inode: Inode, pages: PageRange, locked: list[int]) -> Steps[None]
     while pgoff < end:
         held = locks.first_held(pgoff, end)
         for hole in inode.block_map.gaps(pgoff, end if held is None else held):
-            locks.take(hole)
+            locks.take(range(*hole))
             locked += range(*hole)
         if held is None:
             return

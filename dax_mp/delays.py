@@ -53,6 +53,10 @@ class Delays:
         check_delay(step, seconds)
         self._seconds[step] = seconds
 
+    def __bool__(self) -> bool:
+        """Is any step delayed?"""
+        return bool(self._seconds)
+
     def at(self, step: str) -> Completion | None:
         """What an operation that is at this step has to wait for; None where it goes on."""
         if step not in self._seconds:

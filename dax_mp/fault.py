@@ -109,6 +109,10 @@ def _write_hole(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
     fs.counters["write_holes"] += 1
     inode = vma.inode
     mine, pfn = _allocate(fs, vma, fault.pgoff)
+    ahead = range(fault.pgoff + 1, fault.pgoff + 1)
+    if mine.length_pages > 1 and (fs.delays or any(inode.mapping.mapped(mine))):
+        ahead = range(fault.pgoff + 1, mine.end)  # else nothing waits below, and nobody could see them locked
+    inode.entry_locks.take(ahead)
     try:
         if delay := fs.delays.at("fault.block_allocated"):
             yield delay
@@ -119,20 +123,16 @@ def _write_hole(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
         fs.device.holes.discard(inode, mine, holders)
         _answer(fs, vma, fault, [(mine.start, mine.end, pack_pte(_PMEM, pfn, int(vma.access)))])
     finally:
-        for pgoff in range(fault.pgoff + 1, mine.end):
-            inode.entry_locks.release(pgoff)
+        inode.entry_locks.release_all(ahead)
 
 
 def _allocate(fs: FileSystem, vma: Vma, pgoff: int) -> tuple[PageRange, int]:
     """Give the file zeroed blocks at `pgoff`, and after it as far as the allocation window goes.
 
-    Returns the pages, which are one extent, and its first frame. Their entry locks are held. Raises OSError ENOSPC.
+    Returns the pages, which are one extent and not locked, and its first frame. Raises OSError ENOSPC.
     """
     inode = vma.inode
     mine, pfn = blocks.fill_extent(fs, inode, PageRange(pgoff, _allocation_end(fs, vma, pgoff)))
-    for ahead in range(pgoff + 1, mine.end):
-        locked = inode.entry_locks.try_acquire(ahead)
-        assert locked, f"page {ahead} was locked while nothing waited"
     vma.sequence_pgoff, vma.sequence_pages = mine.end, mine.length_pages
     return mine, pfn
 

@@ -95,9 +95,9 @@ class EntryLocks:
         """The first page of [start, end) that somebody holds."""
         return min((pgoff for pgoff in self._held if start <= pgoff < end), default=None)
 
-    def take(self, pages: PageRange) -> None:
+    def take(self, pgoffs: range) -> None:
         """Hold all of these. Precondition: nobody holds any of them."""
-        self._held.update(dict.fromkeys(range(*pages)))
+        self._held.update(dict.fromkeys(pgoffs))
 
     def unlocked_around(self, mine: PageRange, within: PageRange) -> PageRange:
         """The part of `within` around `mine` that has no locked page, other than those of `mine`."""
@@ -126,14 +126,14 @@ class EntryLocks:
         self._held[pgoff] = None
         return True
 
-    def release_all(self, pgoffs: Iterable[int]) -> None:
-        for pgoff in pgoffs:
-            self.release(pgoff)
-
     def release(self, pgoff: int) -> None:
         """Hand the lock to the first waiter, or drop it. The next holder must look everything up again."""
-        queue = self._held[pgoff]
-        if queue:
-            queue.popleft().complete()
-        else:
-            del self._held[pgoff]
+        self.release_all((pgoff,))
+
+    def release_all(self, pgoffs: Iterable[int]) -> None:
+        """The same for each of these, in this order."""
+        held = self._held
+        for pgoff in pgoffs:
+            if queue := held.pop(pgoff):
+                held[pgoff] = queue
+                queue.popleft().complete()

@@ -62,6 +62,7 @@ struct window {
 
     uint64_t mappings; /* windows_lock(): mmap(2) calls since nothing was mapped, about its number of VMAs */
     bool mapped;       /* windows_lock(): there may be translations */
+    uint64_t sequence_pgoff; /* windows_lock(): where what the last fault has mapped ends */
     struct kept *kept; /* windows_lock(): pinned ranges, whose translations are not given up */
     _Atomic uint64_t touched_first, touched_end; /* private ones: no page outside has ever been mapped */
     _Atomic uint64_t scratch[SCRATCH_RANGES]; /* where it has scratch pages, see scratch.c; 0 no range */
@@ -109,6 +110,7 @@ struct frames {
     int prot;
     int fd; /* -1: zeroes */
     uint64_t pfn;
+    bool populate; /* in the page tables too, at once: else each page takes a fault of the kernel's own when it is used */
 };
 
 /* Maps frames. make_room: gives up other translations where there are too many mappings. 0 or an errno. */

@@ -46,7 +46,8 @@ static bool is_valid_segment(const struct pager *pager, const struct segment *se
     return has_offset(segment->pfn, segment->length_pages);
 }
 
-static int map_segment(struct pager *pager, struct window *window, const struct segment *segment, bool make_room)
+static int map_segment(struct pager *pager, struct window *window, const struct segment *segment, bool populate,
+                       bool make_room)
 {
     bool writable = segment->access & ACCESS_WRITE && segment->target != TARGET_ZERO && window->writable;
     struct frames frames = {
@@ -55,6 +56,7 @@ static int map_segment(struct pager *pager, struct window *window, const struct 
         .prot = PROT_READ | (writable ? PROT_WRITE : 0),
         .fd = region_fd(pager, segment->target),
         .pfn = segment->pfn,
+        .populate = populate,
     };
 
     return window_map(window, &frames, make_room);
@@ -70,6 +72,7 @@ static bool has_page(const struct segment *segment, uint64_t pgoff)
 static int map_segments(struct pager *pager, struct window *window, const struct fault *fault,
                         const struct segment *segments, size_t count)
 {
+    bool in_sequence = fault && fault->pgoff == window->sequence_pgoff; /* so all of it will be used, most likely */
     const struct segment *wanted = NULL;
     bool full = false;
 
@@ -77,10 +80,13 @@ static int map_segments(struct pager *pager, struct window *window, const struct
         if (fault && !wanted && has_page(&segments[i], fault->pgoff))
             wanted = &segments[i];
         else if (!full)
-            full = map_segment(pager, window, &segments[i], false);
+            full = map_segment(pager, window, &segments[i], in_sequence, false);
     if (fault && fault->pgoff >= window->pgoff + window->length_pages)
         return EFAULT; /* it has shrunk meanwhile */
-    return wanted ? map_segment(pager, window, wanted, true) : 0;
+    if (!wanted)
+        return 0;
+    window->sequence_pgoff = wanted->pgoff + wanted->length_pages;
+    return map_segment(pager, window, wanted, in_sequence, true);
 }
 
 static int on_map(struct pager *pager, const struct message *message)

@@ -247,16 +247,19 @@ bool windows_give_up_mappings(bool gather)
 
 /* --- mapping ------------------------------------------------------------------------------------------------------ */
 
-static int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint64_t offset_bytes)
+static int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint64_t offset_bytes, bool populate)
 {
     int flags = MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED);
 
+    if (populate && fd >= 0)
+        flags |= MAP_POPULATE;
     if (mmap(address, length_bytes, prot, flags, fd, (off_t)offset_bytes) == MAP_FAILED)
         return errno;
     return madvise(address, length_bytes, MADV_DONTFORK) ? errno : 0;
 }
 
-static int map_pages(struct window *window, uint64_t first, uint64_t end, int prot, int fd, uint64_t offset_bytes)
+static int map_pages(struct window *window, uint64_t first, uint64_t end, const struct frames *frames,
+                     uint64_t offset_bytes)
 {
     uint64_t length_bytes = (end - first) * page_size_bytes(), made = 0;
     int error;
@@ -264,9 +267,9 @@ static int map_pages(struct window *window, uint64_t first, uint64_t end, int pr
     window->mapped = true;
     if (window->is_private) {
         extend_touched(window, first, end);
-        error = private_map((uintptr_t)page(window, first), length_bytes, fd, offset_bytes, &made);
+        error = private_map((uintptr_t)page(window, first), length_bytes, frames->fd, offset_bytes, &made);
     } else {
-        error = map_over(page(window, first), length_bytes, prot, fd, offset_bytes);
+        error = map_over(page(window, first), length_bytes, frames->prot, frames->fd, offset_bytes, frames->populate);
         made = !error;
     }
     count_more(window, made);
@@ -285,7 +288,7 @@ int window_map(struct window *window, const struct frames *frames, bool make_roo
         return ENOMEM;
     offset_bytes = (frames->fd < 0 ? first : frames->pfn + (first - frames->pgoff)) * page_size_bytes();
     do
-        error = map_pages(window, first - window->pgoff, end - window->pgoff, frames->prot, frames->fd, offset_bytes);
+        error = map_pages(window, first - window->pgoff, end - window->pgoff, frames, offset_bytes);
     while (error == ENOMEM && make_room && windows_give_up_mappings(true));
     return error;
 }
@@ -297,7 +300,7 @@ int map_scratch(struct window *window, uint64_t first, uint64_t end, bool writab
     int prot = PROT_READ | (writable ? PROT_WRITE : 0);
 
     if (!window->is_private)
-        return map_over(page(window, first), length_bytes, prot, -1, 0);
+        return map_over(page(window, first), length_bytes, prot, -1, 0, false);
     extend_touched(window, first, end);
     return mmap(page(window, first), length_bytes, prot, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED
                ? errno

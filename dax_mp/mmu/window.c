@@ -104,6 +104,7 @@ int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t l
         window->object = object;
         window->mappings = 0;
         window->mapped = false;
+        window->sequence_pgoff = UINT64_MAX;
         forget_scratch(window);
         publish(window);
         *opened = window;

@@ -357,7 +357,7 @@ def test_a_broken_state_is_seen(world: World) -> None:
     file.unwritten.set(*fresh)
     file.entry_locks.release(1)
     expect("I10: page 1 of what is lent .* is not locked")
-    file.entry_locks.take(PageRange(1, 2))
+    file.entry_locks.take(range(1, 2))
     file.rwsem.exclusive = False
     expect("I10: rwsem is not held")
     file.rwsem.exclusive = True

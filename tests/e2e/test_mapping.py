@@ -7,6 +7,7 @@ import gc
 import os
 import pickle
 import random
+import resource
 import signal
 import struct
 from collections.abc import Callable, Iterator
@@ -514,3 +515,17 @@ def test_faulthandler(session: dax_mp.Session, script: Script, before: str, afte
         assert errors.count("Fatal Python error: Segmentation fault") == 1
     else:
         assert (code, errors) == (0, "")
+
+
+def test_a_sequence_of_stores_takes_few_faults(session: dax_mp.Session) -> None:
+    """Neither of ours, nor of the kernel's: what is mapped ahead is in the page tables too."""
+    pages = 4096
+    with session.open("file", "w+") as file:
+        file.fallocate(0, pages * session.page_size)
+        with file.mmap() as mapping:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, session.counters()["faults"]
+            for page in range(pages):
+                mapping[page * session.page_size] = 1
+            after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, session.counters()["faults"]
+    assert after[0] - before[0] < pages / 4
+    assert after[1] - before[1] < pages / 64
