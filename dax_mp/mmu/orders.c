@@ -72,7 +72,8 @@ static bool has_page(const struct segment *segment, uint64_t pgoff)
 static int map_segments(struct pager *pager, struct window *window, const struct fault *fault,
                         const struct segment *segments, size_t count)
 {
-    bool in_sequence = fault && fault->pgoff == window->sequence_pgoff; /* so all of it will be used, most likely */
+    /* Then all of it will be stored to, most likely. Loads find 16 pages by each of the kernel's faults anyway. */
+    bool populate = fault && fault->write && fault->pgoff == window->sequence_pgoff;
     const struct segment *wanted = NULL;
     bool full = false;
 
@@ -80,13 +81,13 @@ static int map_segments(struct pager *pager, struct window *window, const struct
         if (fault && !wanted && has_page(&segments[i], fault->pgoff))
             wanted = &segments[i];
         else if (!full)
-            full = map_segment(pager, window, &segments[i], in_sequence, false);
+            full = map_segment(pager, window, &segments[i], populate, false);
     if (fault && fault->pgoff >= window->pgoff + window->length_pages)
         return EFAULT; /* it has shrunk meanwhile */
     if (!wanted)
         return 0;
     window->sequence_pgoff = wanted->pgoff + wanted->length_pages;
-    return map_segment(pager, window, wanted, in_sequence, true);
+    return map_segment(pager, window, wanted, populate, true);
 }
 
 static int on_map(struct pager *pager, const struct message *message)
