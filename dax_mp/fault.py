@@ -109,9 +109,12 @@ def _write_hole(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
     fs.counters["write_holes"] += 1
     inode = vma.inode
     mine, pfn = _allocate(fs, vma, fault.pgoff)
-    ahead = range(fault.pgoff + 1, fault.pgoff + 1)
-    if mine.length_pages > 1 and (fs.delays or any(inode.mapping.mapped(mine))):
-        ahead = range(fault.pgoff + 1, mine.end)  # else nothing waits below, and nobody could see them locked
+    segment = (mine.start, mine.end, pack_pte(_PMEM, pfn, int(vma.access)))
+    if not fs.delays and not any(inode.mapping.mapped(mine)):  # nothing to wait for, so nobody could see what is locked
+        fs.device.holes.discard(inode, mine, set())
+        _answer(fs, vma, fault, [segment])
+        return
+    ahead = range(fault.pgoff + 1, mine.end)
     inode.entry_locks.take(ahead)
     try:
         if delay := fs.delays.at("fault.block_allocated"):
@@ -121,7 +124,7 @@ def _write_hole(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
             yield delay
         # All have dropped the hole page: only now may the block be written.
         fs.device.holes.discard(inode, mine, holders)
-        _answer(fs, vma, fault, [(mine.start, mine.end, pack_pte(_PMEM, pfn, int(vma.access)))])
+        _answer(fs, vma, fault, [segment])
     finally:
         inode.entry_locks.release_all(ahead)
 

@@ -128,12 +128,10 @@ class EntryLocks:
 
     def release(self, pgoff: int) -> None:
         """Hand the lock to the first waiter, or drop it. The next holder must look everything up again."""
-        self.release_all((pgoff,))
+        if queue := self._held.pop(pgoff):
+            self._held[pgoff] = queue
+            queue.popleft().complete()
 
     def release_all(self, pgoffs: Iterable[int]) -> None:
-        """The same for each of these, in this order."""
-        held = self._held
         for pgoff in pgoffs:
-            if queue := held.pop(pgoff):
-                held[pgoff] = queue
-                queue.popleft().complete()
+            self.release(pgoff)

@@ -157,12 +157,18 @@ class RangeMap(Generic[V]):
         index = bisect_right(self._starts, start) - 1
         if index < 0 or start >= self._ends[index]:
             return None
-        end = min(self._ends[index], start + length_max)
-        if start == self._starts[index] and end < self._ends[index]:
-            self._values[index] = self.advance(self._values[index], end - start)
+        piece_start, piece_end, value = self._starts[index], self._ends[index], self._values[index]
+        end = min(piece_end, start + length_max)
+        if end == piece_end:
+            self.clear(start, end)
+        elif start == piece_start:
+            self._values[index] = self.advance(value, end - start)
             self._starts[index] = end
         else:
-            self.clear(start, end)
+            self._ends[index] = start
+            self._starts.insert(index + 1, end)
+            self._ends.insert(index + 1, piece_end)
+            self._values.insert(index + 1, self.advance(value, end - piece_start))
         return end
 
     def set(self, start: int, end: int, value: V) -> None:
