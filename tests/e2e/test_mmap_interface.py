@@ -367,7 +367,14 @@ int(m)
 str(m, 'latin')[:9]
 """
 
-METHODS: Final = """
+BACKWARDS: Final = """
+m.find(b'', 10, 5)
+m.rfind(b'', 10, 5)
+"""
+"""Python 3.11.2 finds nothing at an end of a range that has none; later ones do not find it, nor do we."""
+
+METHODS: Final = f"""
+{BACKWARDS if mmap.mmap(-1, 20).find(b"", 10, 5) == -1 else ""}
 m.tell()
 m.tell(1)
 m.read()
@@ -475,7 +482,6 @@ m.find(b'')
 m.find(b'', 5)
 m.find(b'', SIZE)
 m.find(b'', SIZE + 1)
-m.find(b'', 10, 5)
 m.seek(7); m.find(b'')
 m.find(b'line', 5, 10)
 m.find(b'line', 20, 24)
@@ -522,7 +528,6 @@ m.rfind(b'none such')
 m.rfind(b'')
 m.rfind(b'', 5)
 m.rfind(b'', 5, 10)
-m.rfind(b'', 10, 5)
 m.rfind(b'', SIZE + 1)
 m.seek(SIZE - 10); m.rfind(b'line'); m.seek(SIZE); m.rfind(b'l'); m.rfind(b'')
 m.rfind(m[PAGE - 5:PAGE + 5])
