@@ -377,29 +377,3 @@ def test_evicted(serve: Serve, script: Script) -> None:
         assert (code, errors) == (0, "")
         assert output.splitlines() == ["BusError ESTALE"] * 5 + ["OSError ESTALE"] * 2 + ["7"]
         wait_until(lambda: session.statfs().sessions == 1)
-
-
-# --- as a signal ------------------------------------------------------------------------------------------------------
-
-SIGNALLED: Final = """
-import sys
-import dax_mp
-session = dax_mp.connect(sys.argv[1], bus_error="signal")
-with session.open("file", "r+") as file:
-    mapping = file.mmap(8 * {page}, past_eof=True)
-print(mapping[0], flush=True)
-{access}
-print("not reached", flush=True)
-"""
-
-
-@pytest.mark.parametrize(
-    "access", ["memoryview(mapping)[5 * {page}]", "memoryview(mapping)[5 * {page}] = 1", "mapping[:]"]
-)
-def test_as_the_kernel_has_it(session: dax_mp.Session, file: dax_mp.DaxFile, script: Script, access: str) -> None:
-    """connect(bus_error="signal"): the process ends by SIGBUS, and leaves nothing."""
-    text = SIGNALLED.format(page=PAGE, access=access.format(page=PAGE))
-    process = script(text, session.endpoint)
-    code, output, _ = process.end()
-    assert (code, output) == (-signal.SIGBUS, f"{ord('.')}\n")
-    wait_until(lambda: file.stat().mappers == [])

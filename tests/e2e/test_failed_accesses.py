@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 import dax_mp
+from coordinator_process import wait_until
 from script_process import Script, ScriptProcess
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
@@ -251,6 +252,7 @@ def test_the_signal_ends_the_process(daemon: dax_mp.Daemon, file: dax_mp.DaxFile
         script, daemon, "faulthandler.disable()\naccess.ways[sys.argv[3]][1]()\nprint('still here')", way
     )
     assert process.end() == (-signal.SIGBUS, "", "")
+    wait_until(lambda: file.stat().mappers == [])
 
 
 @pytest.mark.parametrize(
