@@ -175,12 +175,16 @@ class RangeMap(Generic[V]):
         """Give [start, end) the values that begin with `value`, in place of what was there."""
         assert start < end, f"empty range [{start}, {end})"
         starts, ends, values = self._starts, self._ends, self._values
-        first = bisect_right(ends, start)
+        first = last = bisect_right(ends, start)
         if first < len(starts) and starts[first] < end:
-            self.clear(start, end)
-            first = bisect_right(ends, start)
-        # [first:last] are the pieces that the new one takes in: at most one before it, and one behind.
-        last = first
+            if starts[first] <= start and end <= ends[first] and self._continues(first, start, value):
+                return  # it is so already
+            if (starts[first], ends[first]) == (start, end):
+                last += 1  # to be replaced: nothing behind it has to move
+            else:
+                self.clear(start, end)
+                first = last = bisect_right(ends, start)
+        # [first:last] are the pieces that the new one takes in: at most one before it, its own, and one behind.
         if last < len(starts) and starts[last] == end and self.advance(value, end - start) == values[last]:
             end = ends[last]
             last += 1
