@@ -3,7 +3,7 @@
 #
 #   make demo     processes share a sparse file through real page faults
 #   make test     the tests                       TESTS=tests/core  PYTEST_OPTIONS="-n 4 -x"
-#   make soak     the tests that take an hour: new random operations each time, a million pages   SEED=1
+#   make soak     what takes too long for that: new random operations each time, a million pages   SEED=1
 #   make lint     ruff and mypy
 #   make bench    what it costs, beside what the same costs without it
 #   make clean
