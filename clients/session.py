@@ -52,6 +52,10 @@ def connect(endpoint: str | os.PathLike[str] | None = None, bus_error: str = "ra
 
     bus_error: what an access that has nothing to map ends in: `raise` a BusError, or `signal` SIGBUS, as in Linux.
 
+    A page fault arrives as SIGSEGV. Handlers of it that are set with `signal.signal`, and faulthandler's, come behind
+    the library's. A thread that blocks SIGSEGV ends the process by its first fault, and so does, until the next mapping
+    is made, a handler that C code installs by sigaction(2).
+
     Raises NoCoordinatorError where none serves there, ProtocolError where it is of another version or page size,
     TimeoutError where it does not answer, OSError else.
 
