@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 import numpy as np
 
 from dax_mp import mmu
-from mmu_rig import PAGE, VMA, Rig, array_of, failure_of, scenario
+from mmu_rig import PAGE, VMA, Rig, array_of, failure_of, forks, scenario
 
 HAS_GUARDS: Final = tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 15)
 """Without guard regions each copy is a VMA."""
@@ -156,6 +156,7 @@ def more_copies_than_the_kernel_allows_mappings(rig: Rig) -> None:
 
 
 @scenario
+@forks
 def more_copies_in_pieces_than_the_kernel_allows_mappings(rig: Rig) -> None:
     """Every second page is mapped, and stored to: each is a VMA, until they run out and the copies are gathered."""
     if not HAS_GUARDS:
@@ -227,6 +228,7 @@ def no_store_is_lost_while_pages_are_unmapped(rig: Rig) -> None:
 
 
 @scenario
+@forks
 def a_child_has_the_copies(rig: Rig) -> None:
     shared_frames(rig, 4)
     window = private_window(rig, 4)

@@ -64,10 +64,17 @@ class Rig:
 
 Scenario = Callable[[Rig], None]
 SCENARIOS: Final[dict[str, Scenario]] = {}
+FORKS: Final[set[str]] = set()
+"""The scenarios in which a process with a pager's thread forks."""
 
 
 def scenario(function: Scenario) -> Scenario:
     SCENARIOS[function.__name__] = function
+    return function
+
+
+def forks(function: Scenario) -> Scenario:
+    FORKS.add(function.__name__)
     return function
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from dax_mp import messages, mmu
-from mmu_rig import PAGE, VMA, BusError, Rig, array_of, failure_of, scenario
+from mmu_rig import PAGE, VMA, BusError, Rig, array_of, failure_of, forks, scenario
 
 
 def load(address: int) -> int:
@@ -200,6 +200,7 @@ def in_fork(function: Callable[[], None]) -> None:
 
 
 @scenario
+@forks
 def fork(rig: Rig) -> None:
     """In the child every access is a BusError, and the parent's session knows nothing of it."""
     window = rig.window(4)
@@ -223,6 +224,7 @@ def fork(rig: Rig) -> None:
 
 
 @scenario
+@forks
 def fork_while_others_fault(rig: Rig) -> None:
     window = rig.window(256)
     ended = threading.Event()
@@ -243,6 +245,7 @@ def fork_while_others_fault(rig: Rig) -> None:
 
 
 @scenario
+@forks
 def fork_without_pythons_knowledge(rig: Rig) -> None:
     """No translation goes into a child, not even one that no handler of fork() has run in."""
     window = rig.window(4)

@@ -19,6 +19,7 @@ SEEDS: Final = range(FIRST_SEED, FIRST_SEED + (40 if SOAK_SEED else 4))
 OPERATIONS_PER_SEED: Final = 2500 if SOAK_SEED else 700
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("hole_policy", ["zero", "page-cache"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_as_the_kernel_does(seed: int, hole_policy: HolePolicyName) -> None:
@@ -30,6 +31,7 @@ def test_every_operation_comes_up() -> None:
     assert {operation.name for operation in sequence(0, 700)} == set(OPERATIONS)
 
 
+@pytest.mark.forks
 def test_a_failing_sequence_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were a punch to do nothing, one write and one punch would show it."""
     monkeypatch.setitem(OPERATIONS, "punch", lambda step: step.model.zero(step.offset, step.length) or [])

@@ -71,6 +71,7 @@ time.sleep(0.05)
     assert "Traceback" not in errors
 
 
+@pytest.mark.forks
 def test_a_forked_child_with_daemon_threads(daemon: dax_mp.Daemon, script: Script) -> None:
     process = script(
         HEAD

@@ -14,6 +14,8 @@ from coordinator_process import Serve
 from in_children import write_pid
 from script_process import Script
 
+pytestmark = pytest.mark.forks
+
 HEAD: Final = """
 import errno, gc, os, signal, sys, threading, time, warnings
 import dax_mp

@@ -177,6 +177,7 @@ def test_it_ends_with_its_launcher(script: Script, how: str) -> None:
     assert not os.path.exists(region)
 
 
+@pytest.mark.forks
 def test_close_in_a_forked_child_is_not_the_parents(script: Script) -> None:
     process = script(
         """

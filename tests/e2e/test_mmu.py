@@ -16,7 +16,7 @@ import mmu_signals
 import mmu_translations
 import mmu_zmtp
 from dax_mp.clients.launch import module_environment
-from mmu_rig import SCENARIOS
+from mmu_rig import FORKS, SCENARIOS
 
 TESTS: Final = Path(__file__).parent.parent
 MODULES: Final = (mmu_bus_errors, mmu_private, mmu_ranges, mmu_signals, mmu_translations, mmu_zmtp)
@@ -50,7 +50,13 @@ def run(scenario: str, endpoint: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("scenario", sorted(SCENARIOS.keys() - CRASHES.keys()))
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(name, marks=[pytest.mark.forks] if name in FORKS else [])
+        for name in sorted(SCENARIOS.keys() - CRASHES.keys())
+    ],
+)
 def test_scenario(scenario: str, endpoint: str) -> None:
     ended = run(scenario, endpoint)
     assert ended.returncode == 0 and not ended.stderr, f"{ended.returncode}: {ended.stderr}"

@@ -219,7 +219,7 @@ def test_several_make_it_at_once(session: dax_mp.Session) -> None:
     assert session.listdir() == ["array"]
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=pytest.mark.forks), "forkserver", "spawn"])
 def test_in_workers(session: dax_mp.Session, method: str) -> None:
     """They attach by session and name, which pickle; the array itself, pickled, is a copy, as numpy's always are."""
     array = dax_mp.ndarray(session, "array", 10, "i8")
@@ -232,6 +232,7 @@ def test_in_workers(session: dax_mp.Session, method: str) -> None:
     assert array[0] == 0
 
 
+@pytest.mark.forks
 def test_an_array_from_before_a_fork(session: dax_mp.Session, script: Script) -> None:
     process = script(
         """

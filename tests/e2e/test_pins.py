@@ -252,6 +252,7 @@ def test_a_killed_process_has_no_pins(served: Any, script: Script) -> None:
     assert file.size == 0
 
 
+@pytest.mark.forks
 def test_a_child_has_no_pins(served: Any, script: Script) -> None:
     """A fork copies the view, and not what holds the pages."""
     session, file = served(3600)

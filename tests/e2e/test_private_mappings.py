@@ -152,6 +152,7 @@ def test_a_read_only_file_is_mapped_privately(session: dax_mp.Session, file: dax
     assert file.pread(5, 0) == bytes([1] * 5)
 
 
+@pytest.mark.forks
 def test_a_fork_has_the_copies(file: dax_mp.DaxFile, session: dax_mp.Session, script: Script) -> None:
     process = script(
         """

@@ -21,7 +21,7 @@ from script_process import Script
 from side_by_side import outcomes
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
-METHODS: Final = ["fork", "forkserver", "spawn"]
+METHODS: Final = [pytest.param("fork", marks=pytest.mark.forks), "forkserver", "spawn"]
 
 
 def lines(text: str) -> list[str]:
