@@ -2,7 +2,7 @@
 
     import dax_mp
 
-    with dax_mp.launch(size="256MiB") as daemon, dax_mp.connect(daemon.endpoint) as session:
+    with dax_mp.launch(size="16MiB") as daemon, dax_mp.connect(daemon.endpoint) as session:
         with session.open("data.bin", "w+") as file:
             file.truncate(1 << 30)
             mapping = file.mmap()
@@ -11,9 +11,14 @@
 
 The modules of this package are the core: no I/O, no sockets, no processes. The names below are the client library's,
 imported when they are first used: the coordinator, which needs only the core, does not load the clients.
+
+In a checkout Python finds this directory first, without the C extension. The installed package is then imported in its
+place: `python` in the checkout runs what `python` elsewhere runs.
 """
 
 import importlib
+import os
+import sys
 from os import SEEK_DATA, SEEK_HOLE
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +93,38 @@ _MODULES = {
     "ndarray": "clients.arrays",
     "shared_session": "clients.session",
 }
+
+
+def _replace_by_the_installed() -> None:
+    """Have the import statement give the installed package, where this is a checkout and nothing is built in it.
+
+    Raises ImportError, which says what to do, where none is installed.
+    """
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+
+    def is_built(package: str) -> bool:
+        return PathFinder.find_spec("_mmu", [os.path.join(package, "mmu")]) is not None
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    if is_built(here):
+        return  # an editable installation
+    for entry in sys.path:
+        spec = PathFinder.find_spec(__name__, [entry])
+        if spec is not None and spec.loader is not None and spec.origin and is_built(os.path.dirname(spec.origin)):
+            module = module_from_spec(spec)
+            sys.modules[__name__] = module  # import gives what is here in the end
+            spec.loader.exec_module(module)
+            return
+    root = os.path.dirname(here)
+    raise ImportError(
+        f"dax_mp is not installed for this Python ({sys.executable}), and {root} is a checkout, in which its C "
+        f"extension is not built. Run `make demo` there, which sets up {root}/.venv/bin/python; or `pip install {root}`"
+    )
+
+
+if os.path.exists(os.path.join(os.path.dirname(__file__), "mmu", "mmu.h")):  # the sources of C: not in a wheel
+    _replace_by_the_installed()
 
 if not TYPE_CHECKING:  # a type checker would let any name pass
 

@@ -75,7 +75,9 @@ def python_files(*folders: str) -> list[Path]:
     return [path for path in files if not {"daemons", "clients"} & set(path.relative_to(REPOSITORY).parts[1:-1])]
 
 
-CORE: Final = [path for path in python_files("dax_mp") if path.parent.name == "dax_mp" and path.name != "__init__.py"]
+CORE: Final = [
+    path for path in python_files("dax_mp") if path.parent.name == "dax_mp" and not path.name.startswith("__")
+]
 CODE: Final = python_files("dax_mp", "daemons", "clients", "bench")
 EVERYTHING: Final = [*CODE, *python_files("tests")]
 

@@ -17,7 +17,7 @@ CORE: Final = """
 __init__ address_space blocks control_messages coordinator copy_range delays device direct_io effects endpoint errors
 fallocate fault file_requests file_system frames hole_pages inode limits locks memory messages pager_messages pins
 ranges read_write requests schema session shift sizes superblock timers transaction truncate unmap validate
-vma_messages
+vma_messages __main__
 """
 DAEMONS: Final = "__init__ liveness loop region runtime_directory serve signals sockets start sweep"
 CLIENTS: Final = """
