@@ -78,10 +78,11 @@ class _Layout(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self, mapping: "Mapping | None") -> "NDArray[Any]":
-        """Without a mapping where it has no bytes."""
+        """Without a mapping where it has no bytes. np.ndarray keeps no export of its buffer; np.frombuffer does."""
         import numpy as np
 
-        return np.ndarray(self.shape, self.dtype, buffer=cast(Any, mapping), order=self.order)
+        buffer = None if mapping is None else np.frombuffer(cast(Any, mapping), np.uint8)
+        return np.ndarray(self.shape, self.dtype, buffer=buffer, order=self.order)
 
     def as_json(self) -> bytes:
         import numpy as np

@@ -209,6 +209,77 @@ def test_a_file_that_shrinks_under_it(session: dax_mp.Session) -> None:
         assert array.sum() == 0
 
 
+def test_an_array_is_not_used_after_unmap(session: dax_mp.Session) -> None:
+    """It holds its mapping open; the session's end takes what is mapped, and not the address range."""
+    with dax_mp.connect(session.endpoint) as other:
+        made, attached = dax_mp.ndarray(other, "array", 1000), dax_mp.ndarray(other, "array")
+        made[0] = 1
+        for mapping in other.channel.holdings.mappings():
+            with pytest.raises(BufferError):
+                mapping.close()
+        assert (made[0], attached[0]) == (1, 1)
+    for array in (made, attached, made[10:], attached.reshape(10, 100).T):
+        with pytest.raises(dax_mp.BusError) as raised:
+            array.sum()
+        assert (raised.value.errno, raised.value.filename) == (errno.ESTALE, "array")
+        with pytest.raises(dax_mp.BusError) as raised:
+            array.fill(1)
+        assert raised.value.errno == errno.ESTALE
+    assert dax_mp.ndarray(session, "array")[0] == 1
+
+
+@pytest.mark.parametrize("end", ["", "del session", "session.close()"])
+def test_an_array_at_the_interpreters_exit(session: dax_mp.Session, script: Script, end: str) -> None:
+    process = script(
+        f"""
+import errno, sys
+import dax_mp
+session = dax_mp.connect(sys.argv[1])
+array = dax_mp.ndarray(session, "array", 1_000_000)
+
+class AtTheEnd:
+    def __del__(self, array=array, BusError=dax_mp.BusError):
+        try:
+            array.sum()
+            array.fill(1)
+            print("no error")
+        except BusError as error:
+            print(error.errno == errno.ESTALE)
+
+array.fill(1)
+at_the_end = AtTheEnd()
+{end}
+""",
+        session.endpoint,
+    )
+    assert process.end() == (0, "True\n", "")
+
+
+def test_an_array_in_a_thread_at_the_interpreters_exit(session: dax_mp.Session, script: Script) -> None:
+    process = script(
+        """
+import sys, threading
+import dax_mp
+session = dax_mp.connect(sys.argv[1])
+array = dax_mp.ndarray(session, "array", 1_000_000)
+
+def work(array=array, BusError=dax_mp.BusError):
+    while True:
+        try:
+            array.sum()
+            array.fill(1)
+        except BusError:
+            pass
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+array.fill(1)
+""",
+        session.endpoint,
+    )
+    assert process.end() == (0, "", "")
+
+
 def test_several_make_it_at_once(session: dax_mp.Session) -> None:
     """One makes it, and all have the same."""
     with ThreadPoolExecutor(8) as threads:
