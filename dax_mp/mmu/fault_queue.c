@@ -81,6 +81,25 @@ void pager_serve(struct pager *pager, struct fault *fault)
     pager_count(pager, COUNT_BUS_ERRORS, 1);
 }
 
+int window_request_pages(struct window *window, uint64_t pgoff, bool write, uint64_t *end_pgoff)
+{
+    struct fault fault = {
+        .window = window,
+        .serial = window->serial,
+        .vma_id = window->vma_id,
+        .pgoff = pgoff,
+        .kind = write ? FAULT_WRITE : FAULT_READ,
+        .write = write,
+        .as_write = write && !window->is_private,
+    };
+
+    if (write && !window->writable)
+        return EFAULT;
+    pager_serve(window->pager, &fault);
+    *end_pgoff = fault.end_pgoff > pgoff ? fault.end_pgoff : pgoff + 1;
+    return fault.error;
+}
+
 /* --- the thread's lists of faults -------------------------------------------------------------------------------- */
 
 void fault_answer(struct fault *fault, int error)

@@ -161,7 +161,7 @@ enum fault_kind {
     FAULT_FRAME_GONE, /* the mapping is there, but the region has no frame behind it: it was truncated under us */
 };
 
-/* One thread that sleeps in the signal handler, on whose stack this lies. */
+/* One thread that sleeps in the signal handler, or in window_request_pages(), on whose stack this lies. */
 struct fault {
     struct fault *next; /* in the pager's list of posted, then of pending ones */
     struct window *window;
@@ -176,6 +176,7 @@ struct fault {
 
     /* The answer. After `done` is set the structure is the handler's alone again, and may be gone. */
     int error;        /* 0: the instruction can run again */
+    uint64_t end_pgoff; /* without an error: pages from `pgoff` to here are mapped, so far as is known */
     bool has_scratch; /* with an error and `raw` */
     _Atomic uint32_t done;
 };
@@ -242,6 +243,12 @@ void pagers_after_fork_in_child(void);
 /* Serves a fault: returns when `fault` holds the answer. From the signal handler. */
 void pager_serve(struct pager *pager, struct fault *fault);
 void pager_count(struct pager *pager, enum pager_counter counter, uint64_t by);
+
+/* Has a page of the window mapped, for a store if `write`, by a fault that no access made: nothing is touched, so the
+ * thread may have any signals blocked. 0, and pages of the file from `pgoff` to `*end_pgoff` are mapped; or why there
+ * is nothing to map, as an access would get it. They may be unmapped again at once. Safe in a signal handler and with
+ * the GIL held; what it waits for needs neither. Precondition: the window is open, and stays so. */
+int window_request_pages(struct window *window, uint64_t pgoff, bool write, uint64_t *end_pgoff);
 
 /* Copies between a buffer and lent frames of the PMem region, in system calls. Returns how many bytes: fewer where a
  * page of the buffer is not mapped. -1: nothing was copied, and `*error` says why. Blocks: without the GIL. */

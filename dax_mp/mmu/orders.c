@@ -67,26 +67,40 @@ static bool has_page(const struct segment *segment, uint64_t pgoff)
     return pgoff >= segment->pgoff && pgoff - segment->pgoff < segment->length_pages;
 }
 
+/* The end of what is mapped without a gap from the fault's page on. Segments come by page; those from `rest` on were left
+ * out, but for the wanted one. */
+static uint64_t mapped_end(const struct fault *fault, const struct segment *wanted, const struct segment *rest)
+{
+    uint64_t end = wanted->pgoff + wanted->length_pages;
+
+    for (const struct segment *next = wanted + 1; next < rest && next->pgoff == end; next++) {
+        if (fault->as_write && !(next->access & ACCESS_WRITE))
+            break;
+        end += next->length_pages;
+    }
+    return end;
+}
+
 /* Maps them, the one that the fault waits for last: what makes room for one may not take that away again, and no room
  * is made for the others, which nobody has asked for. 0, or why the fault has no page. */
-static int map_segments(struct pager *pager, struct window *window, const struct fault *fault,
+static int map_segments(struct pager *pager, struct window *window, struct fault *fault,
                         const struct segment *segments, size_t count)
 {
     /* Then all of it will be stored to, most likely. Loads find 16 pages by each of the kernel's faults anyway. */
     bool populate = fault && fault->write && fault->pgoff == window->sequence_pgoff;
-    const struct segment *wanted = NULL;
-    bool full = false;
+    const struct segment *wanted = NULL, *rest = segments + count;
 
     for (size_t i = 0; i < count; i++)
         if (fault && !wanted && has_page(&segments[i], fault->pgoff))
             wanted = &segments[i];
-        else if (!full)
-            full = map_segment(pager, window, &segments[i], populate, false);
+        else if (&segments[i] < rest && map_segment(pager, window, &segments[i], populate, false))
+            rest = &segments[i];
     if (fault && fault->pgoff >= window->pgoff + window->length_pages)
         return EFAULT; /* it has shrunk meanwhile */
     if (!wanted)
         return 0;
     window->sequence_pgoff = wanted->pgoff + wanted->length_pages;
+    fault->end_pgoff = mapped_end(fault, wanted, rest);
     return map_segment(pager, window, wanted, populate, true);
 }
 
