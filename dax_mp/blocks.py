@@ -33,7 +33,7 @@ def fill(fs: FileSystem, inode: Inode, holes: list[PageRange]) -> None:
         for start, end, pfn in filled:
             fs.device.zero_extent(Extent(pfn, end - start))
     except OSError:  # a sparse region's backing is full: no page of the file may change
-        release(fs, fresh, set())
+        release(fs, fresh)
         raise
     for hole in holes:
         inode.unwritten.clear(*hole)
@@ -87,10 +87,10 @@ def lock_holes(inode: Inode, pages: PageRange, locked: list[int]) -> Steps[None]
 
 def drop_hole_pages(fs: FileSystem, inode: Inode, holes: list[PageRange]) -> Steps[None]:
     """Have every VMA drop the hole pages of what are no holes any more. Precondition: the entry locks are held."""
-    holders = yield from fs.unmapper.unmap_mapping_range(inode, holes)
+    yield from fs.unmapper.unmap_mapping_range(inode, holes)
     # Nobody has a hole page of these ranges mapped any more, and no fault can bring one back (I4).
     for hole in holes:
-        fs.device.holes.discard(inode, hole, holders)
+        fs.device.holes.discard(inode, hole)
 
 
 def fill_extent(fs: FileSystem, inode: Inode, pages: PageRange) -> tuple[PageRange, int]:
@@ -111,7 +111,7 @@ def fill_extent(fs: FileSystem, inode: Inode, pages: PageRange) -> tuple[PageRan
     try:
         fs.device.zero_extent(extent)
     except OSError:
-        fs.device.release([extent], set())
+        fs.device.release([extent])
         raise
     end = start + extent.length_pages
     inode.block_map.set(start, end, extent.pfn)
@@ -143,16 +143,16 @@ def _allocate(fs: FileSystem, inode: Inode, gaps: list[PageRange]) -> list[Block
     return allocated
 
 
-def release(fs: FileSystem, blocks: list[Blocks], holders: set[bytes]) -> None:
+def release(fs: FileSystem, blocks: list[Blocks]) -> None:
     """Give the frames of blocks that are in neither map back."""
-    fs.device.release([Extent(pfn, end - start) for start, end, pfn in blocks], holders)
+    fs.device.release([Extent(pfn, end - start) for start, end, pfn in blocks])
 
 
-def replace(fs: FileSystem, inode: Inode, ranges: list[PageRange], holders: set[bytes]) -> None:
-    """Move these pages to other frames, with their bytes where they have been written; the old ones are released, to
-    quarantine where there are holders.
+def replace(fs: FileSystem, inode: Inode, ranges: list[PageRange]) -> None:
+    """Move these pages to other frames, with their bytes where they have been written; the old ones are released.
 
-    Raises OSError ENOSPC, and then nothing has changed. Precondition: nobody but the holders has them mapped.
+    Raises OSError ENOSPC, and then nothing has changed. Precondition: nobody has them mapped, but for the processes of
+    evicted sessions.
     """
     written = [piece for pages in ranges for piece in inode.block_map.pieces(*pages)]
     unwritten = [piece for pages in ranges for piece in inode.unwritten.pieces(*pages)]
@@ -165,4 +165,4 @@ def replace(fs: FileSystem, inode: Inode, ranges: list[PageRange], holders: set[
     for start, end, pfn in fresh:
         block_map = inode.block_map if inode.unwritten.get(start) is None else inode.unwritten
         block_map.set(start, end, pfn)
-    release(fs, written + unwritten, holders)
+    release(fs, written + unwritten)

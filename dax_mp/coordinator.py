@@ -42,6 +42,7 @@ from dax_mp.messages import (
     PagerRequest,
     Reply,
     Statfs,
+    Target,
     UnmapAck,
 )
 from dax_mp.requests import REQUESTS, copy_vma, remove_vma
@@ -88,7 +89,7 @@ class Coordinator:
         session.state = SessionState.GONE
         self.fs.effects.append(EndSession(token))
         self._let_go(session)
-        self.fs.unmapper.session_gone(session)
+        self.fs.unmapper.session_over(session)
         self._holds_nothing(session)
         self._settle()
 
@@ -249,15 +250,16 @@ class Coordinator:
     # --- ends ------------------------------------------------------------------------------------------------------
 
     def _evict(self, session: Session, code: int) -> None:
-        """End the session without its consent; it may still hold translations."""
+        """End the session without its consent. It may still hold what translations it has now, and gets no other."""
         if session.evicted:
             return
         self.fs.counters["evictions"] += 1
         self.fs.send_pager(session, Evict(code))
         session.state = SessionState.EVICTED
         session.evict_errno = code
+        self.fs.device.hold(session.token, session.reach(Target.PMEM), session.reach(Target.DRAM))
         self._let_go(session)
-        self.fs.unmapper.session_evicted(session)
+        self.fs.unmapper.session_over(session)
 
     def _let_go(self, session: Session) -> None:
         """Take back what the session keeps others from: what it was lent, its pins, its handles."""

@@ -3,7 +3,7 @@
 Blocks and pages are the same size, the system's page size, as DAX asks of a file system.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 
 from dax_mp.frames import FrameAllocator
@@ -47,14 +47,21 @@ class Device:
             self.dram_frames = FrameAllocator(FIRST_PFN, FIRST_PFN + dram_pages)
             self.holes = PageCache(self.dram_frames, dram, page_size)
 
-    def release(self, extents: list[Extent], holders: set[bytes]) -> None:
+    def release(self, extents: list[Extent]) -> None:
         """Give blocks back; see FrameAllocator.release."""
-        self.frames.release(extents, holders)
+        self.frames.release(extents)
+
+    def hold(self, token: bytes, pmem: Iterable[Extent], dram: Iterable[Extent]) -> None:
+        """The session `token` is evicted, and its process may reach these frames of the two regions."""
+        self.frames.hold(token, pmem)
+        if self.dram_frames is not None:
+            self.dram_frames.hold(token, dram)
 
     def holder_gone(self, token: bytes) -> None:
         """An evicted session can reach nothing any more: what only it held back is free."""
         self.frames.holder_gone(token)
-        self.holes.holder_gone(token)
+        if self.dram_frames is not None:
+            self.dram_frames.holder_gone(token)
 
     def zero_extent(self, extent: Extent) -> None:
         """Zero the frames. Raises OSError ENOSPC where a sparse region's backing is full."""

@@ -12,8 +12,7 @@ end: converted -> hole pages unmapped everywhere (I4) -> i_size up. So a client 
 its half-done write in what was a hole or past the end; its fresh blocks are given back.
 
 A client that does not come back is evicted at the deadline, like one that does not acknowledge an Unmap. It may still
-store to what it was lent, until it has said Dropped or died: `Inode.lent` keeps that in mind, and what of it is freed
-meanwhile goes to quarantine.
+store to what it was lent, until it has said Dropped or died: what of it is freed meanwhile goes to quarantine.
 """
 
 import errno
@@ -23,7 +22,7 @@ from typing import NamedTuple
 from dax_mp import blocks
 from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
-from dax_mp.inode import Inode, Lent
+from dax_mp.inode import Inode
 from dax_mp.limits import LIST_ENTRIES_MAX, OFFSET_BYTES_MAX
 from dax_mp.ranges import PageRange
 from dax_mp.session import Lease, Session
@@ -111,7 +110,7 @@ def _register(fs: FileSystem, lease: Lease) -> int:
     """The lease's id. A session that has ended while this waited gets nothing lent."""
     io_id = fs.next_id()
     if lease.session.ended:
-        abort(fs, lease)
+        _release(fs, lease)
         raise os_error(errno.ESTALE)
     fs.get(lease.inode)
     lease.session.leases[io_id] = fs.leases[io_id] = lease
@@ -132,7 +131,7 @@ def end(fs: FileSystem, session: Session, io_id: int, done_bytes: int) -> Steps[
         if lease.write and done_bytes:
             yield from _convert(fs, lease, lease.start_bytes + done_bytes)
     finally:
-        _release(fs, lease, set())
+        _release(fs, lease)
         fs.put(inode)
 
 
@@ -157,19 +156,11 @@ def _convert(fs: FileSystem, lease: Lease, end_bytes: int) -> Steps[None]:
 
 
 def abort_all(fs: FileSystem, session: Session) -> None:
-    """The session is over: take everything back that it was lent. If it lives, it may still store there."""
+    """The session is over: take everything back that it was lent. Precondition: what it may still reach is noted."""
     for io_id, lease in list(session.leases.items()):
         _take_back(fs, io_id)
-        if session.may_hold_translations:
-            lease.inode.lent.append(Lent(session, lease.inode.pages_of(lease.start_bytes, lease.end_bytes)))
-        abort(fs, lease)
+        _release(fs, lease)
         fs.put(lease.inode)
-
-
-def abort(fs: FileSystem, lease: Lease) -> None:
-    """End a lease of which nothing becomes part of the file."""
-    session = lease.session
-    _release(fs, lease, {session.token} if session.may_hold_translations else set())
 
 
 def _take_back(fs: FileSystem, io_id: int) -> None:
@@ -177,14 +168,14 @@ def _take_back(fs: FileSystem, io_id: int) -> None:
     del lease.session.leases[io_id]
 
 
-def _release(fs: FileSystem, lease: Lease, holders: set[bytes]) -> None:
+def _release(fs: FileSystem, lease: Lease) -> None:
     """Give back the fresh blocks that are still unwritten, and release the locks."""
     inode = lease.inode
     if not lease.write:
         inode.rwsem.release_shared()
         return
     for start, end_pgoff, _ in lease.fresh:
-        blocks.release(fs, inode.unwritten.clear(start, end_pgoff), holders)
+        blocks.release(fs, inode.unwritten.clear(start, end_pgoff))
     inode.entry_locks.release_all(lease.locked)
     inode.rwsem.release_exclusive()
 

@@ -74,10 +74,10 @@ def _punch(fs: FileSystem, inode: Inode, start_bytes: int, end_bytes: int) -> St
     try:
         fs.device.zero_bytes(inode, start_bytes, whole.start * page_size)
         fs.device.zero_bytes(inode, whole.end * page_size, end_bytes)
-        holders = yield from fs.unmapper.unmap_mapping_range(inode, [whole])
+        yield from fs.unmapper.unmap_mapping_range(inode, [whole])
         if delay := fs.delays.at("punch.unmapped"):
             yield delay
         # Nobody has the whole pages mapped, and no fault is served until invalidate_lock is released.
-        fs.cut(inode, whole, holders)
+        fs.cut(inode, whole)
     finally:
         inode.invalidate_lock.release_exclusive()

@@ -19,6 +19,7 @@ from dax_mp import blocks
 from dax_mp.address_space import PageTable, Vma, pack_pte, pte_fields
 from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
+from dax_mp.hole_pages import ZERO_PTE
 from dax_mp.inode import Inode
 from dax_mp.limits import MAP_WINDOW_BYTES, SEGMENTS_MAX
 from dax_mp.messages import Access, Fault, FaultError, Map, Target
@@ -56,8 +57,9 @@ def handle_fault(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
             elif fault.write:
                 yield from _write_hole(fs, vma, fault)
             else:
-                yield from _load_hole(fs, inode, pgoff)
-                _answer(fs, vma, fault, _nearest(list(_around(fs, vma, fault)), pgoff))
+                cached = yield from _load_hole(fs, inode, pgoff)
+                around = _nearest(list(_around(fs, vma, fault)), pgoff) if cached else [(pgoff, pgoff + 1, ZERO_PTE)]
+                _answer(fs, vma, fault, around)
         finally:
             inode.entry_locks.release(pgoff)
     except OSError as error:
@@ -68,20 +70,24 @@ def handle_fault(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
         fs.put(inode)
 
 
-def _load_hole(fs: FileSystem, inode: Inode, pgoff: int) -> Steps[None]:
-    """Have something to map at this page of a hole; the page cache may have to give up another page for it."""
+def _load_hole(fs: FileSystem, inode: Inode, pgoff: int) -> Steps[bool]:
+    """Have what the hole policy maps at this page of a hole; the page cache may have to give up another page for it.
+
+    False: there is no frame for it. Others may hold the locks of all cached pages for long, as a write of another file
+    does, and to wait for one with this page's lock held would be against the order of locks. So the fault is answered
+    by the zero page, which needs no frame, and is dropped like any other hole page.
+    """
     fs.counters["read_holes"] += 1
     holes = fs.device.holes
-    while not holes.prepare(inode, pgoff):
-        if victim := holes.victim():
+    try:
+        while not holes.prepare(inode, pgoff):
+            victim = holes.victim()
+            if victim is None:
+                return False
             yield from reclaim(fs, *victim)
-        elif fs.unmapper.outstanding:
-            # The pages of the cache are locked by operations that wait for acknowledgements, and may then free a frame.
-            yield fs.unmapper.next_answer()
-        else:
-            raise os_error(
-                errno.ENOMEM, "every frame of the page cache is in use; serve with a larger --page-cache-size"
-            )
+    except OSError:  # a sparse region's backing is full
+        return False
+    return True
 
 
 def reclaim(fs: FileSystem, inode: Inode, pgoff: int) -> Steps[None]:
@@ -92,9 +98,9 @@ def reclaim(fs: FileSystem, inode: Inode, pgoff: int) -> Steps[None]:
     assert locked, f"victim page {pgoff} of inode {inode.ino} is locked"
     try:
         page = PageRange(pgoff, pgoff + 1)
-        holders = yield from fs.unmapper.unmap_mapping_range(inode, [page])
+        yield from fs.unmapper.unmap_mapping_range(inode, [page])
         # Nobody maps the page, and nobody can until the entry lock is released: the frame can go.
-        fs.device.holes.discard(inode, page, holders)
+        fs.device.holes.discard(inode, page)
     finally:
         inode.entry_locks.release(pgoff)
         fs.put(inode)
@@ -111,7 +117,7 @@ def _write_hole(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
     mine, pfn = _allocate(fs, vma, fault.pgoff)
     segment = (mine.start, mine.end, pack_pte(_PMEM, pfn, int(vma.access)))
     if not fs.delays and not any(inode.mapping.mapped(mine)):  # nothing to wait for, so nobody could see what is locked
-        fs.device.holes.discard(inode, mine, set())
+        fs.device.holes.discard(inode, mine)
         _answer(fs, vma, fault, [segment])
         return
     ahead = range(fault.pgoff + 1, mine.end)
@@ -119,11 +125,11 @@ def _write_hole(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
     try:
         if delay := fs.delays.at("fault.block_allocated"):
             yield delay
-        holders = yield from fs.unmapper.unmap_mapping_range(inode, [mine])
+        yield from fs.unmapper.unmap_mapping_range(inode, [mine])
         if delay := fs.delays.at("fault.before_map"):
             yield delay
         # All have dropped the hole page: only now may the block be written.
-        fs.device.holes.discard(inode, mine, holders)
+        fs.device.holes.discard(inode, mine)
         _answer(fs, vma, fault, [segment])
     finally:
         inode.entry_locks.release_all(ahead)

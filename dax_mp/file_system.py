@@ -122,21 +122,20 @@ class FileSystem:
             del self.names[inode.name]
             inode.name = None
         assert not inode.mapping.i_mmap, f"inode {inode.ino} without users is mapped"
-        self.cut(inode, PageRange(0, 1 << 63), set())
+        self.cut(inode, PageRange(0, 1 << 63))
         del self.inodes[inode.ino]
 
-    def cut(self, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
+    def cut(self, inode: Inode, pages: PageRange) -> None:
         """Take these pages' blocks and page-cache pages from the file and free them.
 
-        Precondition: nobody has a translation to them but `holders`, and nobody can get one (I1).
+        Precondition: nobody can get a translation to them, and nobody has one but processes of evicted sessions (I1).
         """
-        self.device.holes.discard(inode, pages, holders)
+        self.device.holes.discard(inode, pages)
         removed = inode.block_map.clear(*pages)
         if inode.unwritten:
             removed += inode.unwritten.clear(*pages)
         if removed:
-            holders = holders | inode.lent_to(pages)
-            self.device.release([Extent(pfn, end - start) for start, end, pfn in removed], holders)
+            self.device.release([Extent(pfn, end - start) for start, end, pfn in removed])
 
     def next_id(self) -> int:
         """An id that no VMA, pin or lease has had."""

@@ -9,9 +9,14 @@ can grow too.
 
 A frame is in exactly one place (I8): free here, in one file, or in *quarantine*: given up by its file while an evicted
 process, which is alive and has not acknowledged, might still reach it. It stays there until that process is gone.
+
+What an evicted process can reach is what it had at its eviction, once: it gets no Map after that. So these frames are
+noted then (`hold`), and whoever gives frames back need not know who had them mapped. A frame that was in a file at the
+time comes here when the file gives it up, and no other frame ever does.
 """
 
 import errno
+from collections.abc import Iterable, Iterator
 
 from dax_mp.errors import os_error
 from dax_mp.ranges import Extent, RangeMap
@@ -31,7 +36,9 @@ class FrameAllocator:
         self.end_pfn = end_pfn
         self.free_pages = end_pfn - first_pfn
         self.free: RangeMap[None] = RangeMap()
-        self.quarantine: list[tuple[list[Extent], set[bytes]]] = []
+        self.quarantine: RangeMap[None] = RangeMap()
+        self.held: dict[bytes, RangeMap[None]] = {}
+        """By the tokens of evicted sessions: the frames that their processes may reach, in files or in quarantine."""
         if self.free_pages:
             self.free.set(first_pfn, end_pfn, None)
 
@@ -87,26 +94,43 @@ class FrameAllocator:
             start += (end - start) // 2
         return start
 
-    def release(self, extents: list[Extent], holders: set[bytes]) -> None:
-        """Give frames back: free at once, or in quarantine where `holders` (tokens of evicted sessions) may reach them.
+    def hold(self, token: bytes, extents: Iterable[Extent]) -> None:
+        """The session `token` is evicted, and its process may reach these frames until `holder_gone`."""
+        held = self.held.setdefault(token, RangeMap())
+        for pfn, length_pages in sorted(extents):  # two VMAs may have one frame
+            held.set(pfn, pfn + length_pages, None)
 
-        Precondition: no client but the holders has, or is about to receive, a translation to them (I1).
+    def held_parts(self, pfn: int, length_pages: int) -> Iterator[tuple[int, int]]:
+        """The parts [start, end) of these frames that some evicted process may reach; they may overlap."""
+        for held in self.held.values():
+            for start, end, _ in held.pieces(pfn, pfn + length_pages):
+                yield start, end
+
+    def release(self, extents: list[Extent]) -> None:
+        """Give frames back: free at once, or in quarantine where an evicted process may reach them.
+
+        Precondition: nobody else has, or is about to receive, a translation to them (I1).
         """
-        if holders:
-            self.quarantine.append((extents, set(holders)))
-            return
+        free: list[tuple[int, int, None]] = []
         for pfn, length_pages in extents:
-            assert not any(self.free.pieces(pfn, pfn + length_pages)), f"frames {pfn}+{length_pages} freed twice"
-            self.free_pages += length_pages
-        self.free.insert([(pfn, pfn + length_pages, None) for pfn, length_pages in extents])
+            where = f"frames {pfn}+{length_pages}"
+            for places in (self.free, self.quarantine):
+                assert not any(places.pieces(pfn, pfn + length_pages)), f"{where} freed twice"
+            reached: RangeMap[None] = RangeMap()
+            for start, end in self.held_parts(pfn, length_pages):
+                reached.set(start, end, None)
+            for start, end, _ in reached:
+                self.quarantine.set(start, end, None)
+            free += ((*gap, None) for gap in reached.gaps(pfn, pfn + length_pages))
+        self.free_pages += sum(end - start for start, end, _ in free)
+        self.free.insert(free)
 
     def holder_gone(self, token: bytes) -> None:
         """The session `token` can reach nothing any more: what was in quarantine for it alone is free."""
-        waiting, self.quarantine = self.quarantine, []
-        for extents, holders in waiting:
-            holders.discard(token)
-            self.release(extents, holders)
+        for start, end, _ in self.held.pop(token, ()):
+            given_up = self.quarantine.clear(start, end)
+            self.release([Extent(low, high - low) for low, high, _ in given_up])
 
     @property
     def quarantined_pages(self) -> int:
-        return sum(extent.length_pages for extents, _ in self.quarantine for extent in extents)
+        return self.quarantine.total()

@@ -5,13 +5,13 @@ The clients map private anonymous memory read-only, which is their kernel's own 
 
 `PageCache`: a page-cache page, as DAX had until 4.13: a zeroed frame of the DRAM region, the same one for all mappers
 of that page of the file. It is kicked out when the page is written to, and reclaimed, oldest first, when the region is
-full.
+full. Where no frame can be had, because all are locked or in quarantine, the zero page is mapped here too.
 
 Either way the mappers are found through i_mmap, and have all dropped the page before a write to it goes on (I4).
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from dax_mp.address_space import pack_pte
 from dax_mp.frames import FrameAllocator
@@ -22,6 +22,9 @@ from dax_mp.ranges import Extent, PageRange
 
 _DRAM = int(Target.DRAM)
 _READ = int(Access.READ)
+
+ZERO_PTE: Final = pack_pte(Target.ZERO, 0, Access.READ)
+"""The global zero page, packed."""
 
 
 class HolePolicy(Protocol):
@@ -39,17 +42,12 @@ class HolePolicy(Protocol):
     def mapped_pieces(self, inode: Inode, hole: PageRange) -> Iterator[tuple[int, int, int]]:
         """What can be mapped in this range of a hole as it is: (start, end, packed Pte) each."""
 
-    def discard(self, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
-        """Forget these pages. Precondition: nobody has them mapped but `holders` (tokens of evicted sessions)."""
-
-    def holder_gone(self, token: bytes) -> None:
-        """The evicted session can reach nothing any more."""
+    def discard(self, inode: Inode, pages: PageRange) -> None:
+        """Forget these pages. Precondition: nobody has them mapped, but for the processes of evicted sessions."""
 
 
 class ZeroPage:
     """One global zero page."""
-
-    _PTE = pack_pte(Target.ZERO, 0, Access.READ)
 
     def prepare(self, inode: Inode, pgoff: int) -> bool:
         return True
@@ -58,12 +56,9 @@ class ZeroPage:
         raise AssertionError("the zero page needs no frame")
 
     def mapped_pieces(self, inode: Inode, hole: PageRange) -> Iterator[tuple[int, int, int]]:
-        yield hole.start, hole.end, self._PTE
+        yield hole.start, hole.end, ZERO_PTE
 
-    def discard(self, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
-        pass
-
-    def holder_gone(self, token: bytes) -> None:
+    def discard(self, inode: Inode, pages: PageRange) -> None:
         pass
 
 
@@ -89,7 +84,7 @@ class PageCache:
         try:
             self._memory.zero(extent.pfn * self._page_size, self._page_size)
         except OSError:
-            self.frames.release([extent], set())
+            self.frames.release([extent])
             raise
         inode.mapping.i_pages[pgoff] = extent.pfn
         self._oldest_first[inode.ino, pgoff] = inode
@@ -109,7 +104,7 @@ class PageCache:
             if (pfn := pages.get(pgoff)) is not None:
                 yield pgoff, pgoff + 1, pack_pte(_DRAM, pfn, _READ)
 
-    def discard(self, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
+    def discard(self, inode: Inode, pages: PageRange) -> None:
         cached = inode.mapping.i_pages
         if not cached:
             return
@@ -117,7 +112,4 @@ class PageCache:
         for pgoff in in_range:
             if pages.start <= pgoff < pages.end and (pfn := cached.pop(pgoff, None)) is not None:
                 del self._oldest_first[inode.ino, pgoff]
-                self.frames.release([Extent(pfn, 1)], holders)
-
-    def holder_gone(self, token: bytes) -> None:
-        self.frames.holder_gone(token)
+                self.frames.release([Extent(pfn, 1)])

@@ -1,6 +1,6 @@
 """A file: its size, its block map with holes, its locks, and its address_space."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dax_mp.address_space import AddressSpace
 from dax_mp.locks import EntryLocks, SharedLock
@@ -9,14 +9,6 @@ from dax_mp.transaction import Completion, Scheduler
 
 if TYPE_CHECKING:
     from dax_mp.address_space import Pinned
-    from dax_mp.session import Session
-
-
-class Lent(NamedTuple):
-    """Pages whose blocks were lent to a session that is evicted, and may be in a copy (`direct_io.py`)."""
-
-    session: "Session"
-    pages: PageRange
 
 
 class Inode:
@@ -36,7 +28,6 @@ class Inode:
         "ephemeral",
         "ino",
         "invalidate_lock",
-        "lent",
         "mapping",
         "name",
         "page_size",
@@ -63,17 +54,10 @@ class Inode:
         self.unwritten = BlockMap()
         self.pins: dict[int, Pinned] = {}
         self.unpinned: list[Completion] = []
-        self.lent: list[Lent] = []
         self.mapping = AddressSpace()
         self.rwsem = SharedLock(scheduler)
         self.invalidate_lock = SharedLock(scheduler)
         self.entry_locks = EntryLocks(scheduler)
-
-    def lent_to(self, pages: PageRange) -> set[bytes]:
-        """The tokens of evicted sessions that may still copy from or to blocks of these pages."""
-        if self.lent:
-            self.lent = [lent for lent in self.lent if lent.session.may_hold_translations]
-        return {lent.session.token for lent in self.lent if lent.pages.overlaps(pages)}
 
     @property
     def size_pages(self) -> int:

@@ -8,15 +8,19 @@ Its handles, VMAs, faults and unmap requests are tied to it and go with it.
 - OPENED: it has said Hello on a control socket. It can do everything but map.
 - SERVING: its pager takes orders.
 - EVICTED: it did not acknowledge in time, or broke the protocol. Nothing waits for it any more, and nothing is done for
-  it. It may still hold translations: the rmap keeps them, and what they lead to goes to quarantine instead of free.
+  it. It may still hold translations: the rmap keeps what they were at its eviction, and the frames that they lead to go
+  to quarantine when they are freed.
 - DROPPED: an evicted one that has said that it holds no translation.
 - GONE: no process any more, and out of the coordinator's books; operations that it began may still be under way.
 """
 
+from collections.abc import Iterator
 from enum import Enum, auto
 
-from dax_mp.address_space import Pinned, Vma
+from dax_mp.address_space import Pinned, Vma, pte_fields
 from dax_mp.inode import Inode
+from dax_mp.messages import Target
+from dax_mp.ranges import Extent
 from dax_mp.unmap import UnmapRequest
 
 
@@ -106,7 +110,15 @@ class Session:
     def evicted(self) -> bool:
         return self.state in (SessionState.EVICTED, SessionState.DROPPED)
 
-    @property
-    def may_hold_translations(self) -> bool:
-        """Can its process reach frames by what it has mapped? A DROPPED or GONE one cannot."""
-        return self.state in (SessionState.SERVING, SessionState.EVICTED)
+    def reach(self, target: Target) -> Iterator[Extent]:
+        """The frames of that region that its process may reach now: by what it has mapped, or was lent."""
+        for vma in self.vmas.values():
+            for start, end, entry in vma.page_table:
+                kind, pfn, _ = pte_fields(entry)
+                if kind == target:
+                    yield Extent(pfn, end - start)
+        if target is Target.PMEM:
+            for lease in self.leases.values():
+                pages = lease.inode.pages_of(lease.start_bytes, lease.end_bytes)
+                for block_map in (lease.inode.block_map, lease.inode.unwritten):
+                    yield from (Extent(pfn, end - start) for start, end, pfn in block_map.pieces(*pages))

@@ -9,12 +9,10 @@ an evicted process may still reach cannot move at all: those pages get copies, a
 import errno
 
 from dax_mp import blocks
-from dax_mp.address_space import pte_fields
 from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
 from dax_mp.inode import Inode
 from dax_mp.limits import OFFSET_BYTES_MAX
-from dax_mp.messages import Target
 from dax_mp.pins import lock_unpinned
 from dax_mp.ranges import PageRange, RangeMap
 from dax_mp.transaction import Steps
@@ -31,9 +29,9 @@ def collapse_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes
     rest = PageRange(first, OFFSET_BYTES_MAX)
     yield from lock_unpinned(fs, inode, rest)
     try:
-        holders = yield from _unmap_rest(fs, inode, rest)
-        _replace_reachable(fs, inode, PageRange(first + count, OFFSET_BYTES_MAX), holders)
-        fs.cut(inode, PageRange(first, first + count), holders)
+        yield from _unmap_rest(fs, inode, rest)
+        _replace_reachable(fs, inode, PageRange(first + count, OFFSET_BYTES_MAX))
+        fs.cut(inode, PageRange(first, first + count))
         _move(inode, first + count, -count)
         inode.size_bytes -= length_bytes
         # The file has become shorter: private copies past its end go, as with any truncate. Nothing else is there.
@@ -57,8 +55,8 @@ def insert_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: 
     rest = PageRange(first, OFFSET_BYTES_MAX)
     yield from lock_unpinned(fs, inode, rest)
     try:
-        holders = yield from _unmap_rest(fs, inode, rest)
-        _replace_reachable(fs, inode, rest, holders)
+        yield from _unmap_rest(fs, inode, rest)
+        _replace_reachable(fs, inode, rest)
         inode.size_bytes += length_bytes
         _move(inode, first, count)
     finally:
@@ -71,17 +69,16 @@ def _whole_pages(inode: Inode, offset_bytes: int, length_bytes: int) -> tuple[in
     return offset_bytes // inode.page_size, length_bytes // inode.page_size
 
 
-def _unmap_rest(fs: FileSystem, inode: Inode, rest: PageRange) -> Steps[set[bytes]]:
+def _unmap_rest(fs: FileSystem, inode: Inode, rest: PageRange) -> Steps[None]:
     """Have all that is to move unmapped, and what was stored past the end of the file zeroed, since the end moves too.
 
     The page cache's pages are dropped: they are of holes, which move without them.
     """
-    holders = yield from fs.unmapper.unmap_mapping_range(inode, [rest])
+    yield from fs.unmapper.unmap_mapping_range(inode, [rest])
     if delay := fs.delays.at("shift.unmapped"):
         yield delay
     fs.device.zero_bytes(inode, inode.size_bytes, inode.size_pages * inode.page_size)  # I6
-    fs.device.holes.discard(inode, rest, holders)
-    return holders
+    fs.device.holes.discard(inode, rest)
 
 
 def _move(inode: Inode, start: int, steps: int) -> None:
@@ -91,16 +88,13 @@ def _move(inode: Inode, start: int, steps: int) -> None:
             block_map.set(low + steps, high + steps, pfn)
 
 
-def _replace_reachable(fs: FileSystem, inode: Inode, pages: PageRange, holders: set[bytes]) -> None:
+def _replace_reachable(fs: FileSystem, inode: Inode, pages: PageRange) -> None:
     """Give copies to the pages that an evicted process may still reach. Raises OSError ENOSPC; nothing is moved yet."""
     reachable: RangeMap[None] = RangeMap()
-    holders = holders | inode.lent_to(pages)
-    for lent in inode.lent:
-        if (start := max(lent.pages.start, pages.start)) < (end := min(lent.pages.end, pages.end)):
-            reachable.set(start, end, None)
-    for vma in inode.mapping.i_mmap.values():
-        if vma.session.token in holders:
-            for start, end, entry in vma.page_table.pieces(*pages):
-                if pte_fields(entry)[0] == Target.PMEM:
-                    reachable.set(start, end, None)
-    blocks.replace(fs, inode, [PageRange(start, end) for start, end, _ in reachable], holders)
+    if not fs.device.frames.held:
+        return
+    for block_map in (inode.block_map, inode.unwritten):
+        for start, end, pfn in block_map.pieces(*pages):
+            for low, high in fs.device.frames.held_parts(pfn, end - start):
+                reachable.set(start + low - pfn, start + high - pfn, None)
+    blocks.replace(fs, inode, [PageRange(start, end) for start, end, _ in reachable])

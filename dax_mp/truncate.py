@@ -48,10 +48,10 @@ def _truncate_down(fs: FileSystem, inode: Inode, size_bytes: int) -> Steps[None]
         past_eof = PageRange(inode.size_pages, OFFSET_BYTES_MAX)
         if delay := fs.delays.at("truncate.size_set"):
             yield delay
-        holders = yield from fs.unmapper.unmap_mapping_range(inode, [past_eof], even_cows=True)
+        yield from fs.unmapper.unmap_mapping_range(inode, [past_eof], even_cows=True)
         if delay := fs.delays.at("truncate.unmapped"):
             yield delay
         # Every process has dropped its translations past the end (I1): the blocks can go.
-        fs.cut(inode, past_eof, holders)
+        fs.cut(inode, past_eof)
     finally:
         inode.invalidate_lock.release_exclusive()

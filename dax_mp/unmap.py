@@ -11,8 +11,8 @@ The record of a VMA is cleared when the acknowledgement comes, for the range tha
 that range meanwhile, which is what the precondition on the locks is for: a page between two holes is not locked, and
 must not be in the range either.
 
-A process that does not acknowledge by the deadline is evicted: the operation goes on without it, and learns its token,
-because what the process could still reach must go to quarantine and not to someone else (I1, I8).
+A process that does not acknowledge by the deadline is evicted: the operation goes on without it. What the process could
+still reach goes to quarantine when it is freed, and not to someone else (I1, I8; `frames.py`).
 """
 
 from typing import TYPE_CHECKING
@@ -33,11 +33,10 @@ if TYPE_CHECKING:
 class _Broadcast:
     """The requests of one call that are not answered yet."""
 
-    __slots__ = ("all_answered", "evicted", "pending")
+    __slots__ = ("all_answered", "pending")
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.pending = 0
-        self.evicted: list[Session] = []
         self.all_answered = Completion(scheduler)
 
 
@@ -75,41 +74,34 @@ class Unmapper:
         self._next_id = 1
         self.outstanding: dict[int, UnmapRequest] = {}
         """By id, oldest first."""
-        self._wait_for_next: list[Completion] = []
 
-    def unmap_mapping_range(
-        self, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
-    ) -> Steps[set[bytes]]:
+    def unmap_mapping_range(self, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False) -> Steps[None]:
         """Unmap the pages in every VMA, and wait.
 
         page_ranges: usually one; several, for a write over several holes, go out as one broadcast.
         even_cows: drop private copies too, which a truncate does, and nothing else (unmap_mapping_range() in Linux).
         Precondition: no new translation to these pages can come up (invalidate_lock or their entry locks are held).
-        Postcondition: no process has a translation to them, but for those whose tokens are returned: evicted sessions
-        that have not acknowledged.
+        Postcondition: no process has a translation to them, but for those of evicted sessions.
         """
         mapped = [mapper for pages in page_ranges for mapper in inode.mapping.mapped(pages, even_cows)]
-        return (yield from self._unmap(mapped, even_cows)) if mapped else set()
+        if mapped:
+            yield from self._unmap(mapped, even_cows)
 
-    def unmap_vma(self, vma: Vma, pages: PageRange) -> Steps[set[bytes]]:
+    def unmap_vma(self, vma: Vma, pages: PageRange) -> Steps[None]:
         """Unmap pages, and drop copies, in one VMA, and wait. Precondition: no fault on them is answered by a Map."""
-        return (yield from self._unmap([(vma, pages)], even_cows=True))
+        yield from self._unmap([(vma, pages)], even_cows=True)
 
-    def _unmap(self, mapped: list[tuple[Vma, PageRange]], even_cows: bool) -> Steps[set[bytes]]:
+    def _unmap(self, mapped: list[tuple[Vma, PageRange]], even_cows: bool) -> Steps[None]:
         broadcast = _Broadcast(self._scheduler)
         ranges_of: dict[Session, list[tuple[Vma, PageRange]]] = {}
         for vma, span in mapped:
-            if vma.session.evicted:
-                broadcast.evicted.append(vma.session)
-            else:
+            if not vma.session.evicted:
                 ranges_of.setdefault(vma.session, []).append((vma, span))
         for session, ranges in ranges_of.items():
             for first in range(0, len(ranges), SEGMENTS_MAX):
                 self._send(session, ranges[first : first + SEGMENTS_MAX], broadcast, even_cows)
         if broadcast.pending:
             yield broadcast.all_answered
-        # One that has dropped everything, or died, since it was evicted holds nothing back any more.
-        return {session.token for session in broadcast.evicted if session.may_hold_translations}
 
     def _send(
         self, session: "Session", ranges: list[tuple[Vma, PageRange]], broadcast: _Broadcast, even_cows: bool
@@ -133,15 +125,9 @@ class Unmapper:
         self._settle(request)
         return True
 
-    def session_gone(self, session: "Session") -> None:
-        """The process holds nothing any more: whatever waited for it goes on."""
+    def session_over(self, session: "Session") -> None:
+        """It is gone or evicted: whatever waited for it goes on."""
         for request in list(session.unacknowledged.values()):
-            self._settle(request)
-
-    def session_evicted(self, session: "Session") -> None:
-        """Stop waiting for it; the operations that did learn that it may still hold translations."""
-        for request in list(session.unacknowledged.values()):
-            request.broadcast.evicted.append(session)
             self._settle(request)
 
     def _settle(self, request: UnmapRequest) -> None:
@@ -149,15 +135,6 @@ class Unmapper:
         request.broadcast.pending -= 1
         if not request.broadcast.pending:
             request.broadcast.all_answered.complete()
-        waiters, self._wait_for_next = self._wait_for_next, []
-        for waiter in waiters:
-            waiter.complete()
-
-    def next_answer(self) -> Completion:
-        """Done when one more of the outstanding requests is answered, or needs no answer any more."""
-        assert self.outstanding, "no answer will come"
-        self._wait_for_next.append(Completion(self._scheduler))
-        return self._wait_for_next[-1]
 
     def overdue(self, timeout_s: float) -> list["Session"]:
         """The sessions that have left a request unanswered for `timeout_s`."""

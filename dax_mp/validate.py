@@ -100,7 +100,11 @@ def _validate_places(frames: FrameAllocator, in_files: list[tuple[int, int]]) ->
     places: RangeMap[None] = RangeMap()
     frames.free.check()
     free = [(start, end) for start, end, _ in frames.free]
-    quarantined = [(pfn, pfn + length) for extents, _ in frames.quarantine for pfn, length in extents]
+    frames.quarantine.check()
+    quarantined = [(start, end) for start, end, _ in frames.quarantine]
+    for start, end in quarantined:
+        held = {pfn for low, high in frames.held_parts(start, end - start) for pfn in range(low, high)}
+        assert len(held) == end - start, f"a frame of [{start}, {end}) is in quarantine for nobody"
     for start, end in (*free, *quarantined, *in_files):
         assert not any(places.pieces(start, end)), f"I8: a frame of [{start}, {end}) is in two places"
         places.set(start, end, None)

@@ -11,7 +11,7 @@ from dax_mp import requests
 from dax_mp.address_space import Vma, pack_pte
 from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.coordinator import Coordinator
-from dax_mp.device import Device
+from dax_mp.device import Device, HolePolicyName
 from dax_mp.effects import EndSession, SendControl, SendPager
 from dax_mp.errors import ProtocolError
 from dax_mp.limits import LIST_ENTRIES_MAX, MESSAGE_BYTES_MAX, OFFSET_BYTES_MAX, SEGMENTS_MAX
@@ -59,8 +59,12 @@ A, B = b"a" * 16, b"b" * 16
 
 @pytest.fixture
 def world() -> World:
+    return world_of_two("zero")
+
+
+def world_of_two(policy: HolePolicyName) -> World:
     """Two clients; handle 1 of each is the same file of 4 pages, which is VMA 1 and 2."""
-    world = World("zero", pmem_pages=8)
+    world = World(policy, pmem_pages=8)
     for number in (0, 1):
         world.add_client()
         world.open(number, "file")
@@ -234,6 +238,31 @@ def test_quarantine_ends_when_the_process_dies(world: World) -> None:
     assert world.call(0, Statfs(0))["pages_quarantined"] == 1
     world.kill(1)
     assert world.coordinator.fs.device.frames.free_pages == 8
+    world.check()
+
+
+@pytest.mark.parametrize("policy", ["zero", "page-cache"])
+def test_quarantine_holds_what_the_stopped_process_had_once(policy: HolePolicyName) -> None:
+    """Another process punches, reads and writes the page again and again: device and page cache stay as large."""
+    world = world_of_two(policy)
+    world.access(0, Store(1, 0, 5))
+    world.access(1, Load(2, 0))
+    world.access(1, Load(2, 1))
+    world.stopped.add(1)
+    world.coordinator.protocol_error(world.clients[1].token, ProtocolError("broken on purpose"))
+    device = world.coordinator.fs.device
+    for value in range(1, 40):
+        world.call(0, Fallocate(0, 1, PUNCH_HOLE, 0, 2 * PAGE_SIZE))
+        assert device.frames.quarantined_pages == 1
+        for pgoff in (0, 1):
+            assert world.access(0, Load(1, pgoff)) == 0
+            assert world.access(0, Store(1, pgoff, value)) is None
+        if device.dram_frames is not None:
+            assert device.dram_frames.quarantined_pages == 1
+        world.check()
+    world.kill(1)
+    assert device.frames.free_pages == 6
+    assert device.dram_frames is None or not device.dram_frames.quarantined_pages
     world.check()
 
 

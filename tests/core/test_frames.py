@@ -74,16 +74,17 @@ def test_a_region_without_frames() -> None:
 def test_frames_are_not_freed_twice() -> None:
     allocator = FrameAllocator(1, 11)
     (extent,) = allocator.allocate(4, None)
-    allocator.release([extent], set())
+    allocator.release([extent])
     with pytest.raises(AssertionError, match="freed twice"):
-        allocator.release([Extent(extent.pfn + 3, 1)], set())
+        allocator.release([Extent(extent.pfn + 3, 1)])
 
 
 def test_quarantine_ends_with_the_last_holder() -> None:
     allocator = FrameAllocator(1, 11)
     first, second = allocator.allocate(4, 1), allocator.allocate(2, 5)
-    allocator.release(first, {A, B})
-    allocator.release(second, {B})
+    allocator.hold(A, first)
+    allocator.hold(B, [*first, *second])
+    allocator.release([*first, *second])
     assert (allocator.free_pages, allocator.quarantined_pages) == (4, 6)
     with pytest.raises(OSError):
         allocator.allocate(5, None)
@@ -94,13 +95,28 @@ def test_quarantine_ends_with_the_last_holder() -> None:
     assert list(allocator.free) == [(1, 11, None)]
 
 
-def test_the_holders_are_those_of_the_moment() -> None:
-    """The caller's set may change afterwards."""
-    allocator, holders = FrameAllocator(1, 11), {A}
-    allocator.release(allocator.allocate(4, 1), holders)
-    holders.clear()
-    allocator.holder_gone(B)
-    assert allocator.quarantined_pages == 4
+def test_only_the_frames_that_it_may_reach_are_in_quarantine() -> None:
+    allocator = FrameAllocator(1, 11)
+    extents = allocator.allocate(8, 1)
+    allocator.hold(A, [Extent(3, 2), Extent(2, 2), Extent(6, 1)])
+    allocator.release(extents)
+    assert list(allocator.quarantine) == [(2, 5, None), (6, 7, None)]
+    assert list(allocator.free) == [(1, 2, None), (5, 6, None), (7, 11, None)]
+    assert allocator.free_pages == 6
+
+
+def test_what_it_may_reach_is_held_once() -> None:
+    """However often a page is punched and written again: its frame is another one each time."""
+    allocator = FrameAllocator(1, 11)
+    (extent,) = allocator.allocate(1, 1)
+    allocator.hold(A, [extent])
+    for _ in range(20):
+        allocator.release([extent])
+        (extent,) = allocator.allocate(1, 1)
+        assert (allocator.free_pages, allocator.quarantined_pages) == (8, 1)
+    allocator.holder_gone(A)
+    allocator.holder_gone(A)
+    assert (allocator.free_pages, allocator.quarantined_pages) == (9, 0)
 
 
 @settings(database=None, deadline=None, max_examples=100)
@@ -116,7 +132,7 @@ def test_no_frame_is_in_two_places(requests: list[tuple[int, int | None, int]]) 
             assert len(frames_of(extents)) == length
             taken.append(extents)
         if taken and release == 0:
-            allocator.release(taken.pop(0), set())
+            allocator.release(taken.pop(0))
         allocator.free.check()
         free = [frame for start, end, _ in allocator.free for frame in range(start, end)]
         assert sorted(free + [frame for extents in taken for frame in frames_of(extents)]) == list(range(1, 41))

@@ -10,7 +10,9 @@ from typing import Final
 import pytest
 
 import dax_mp
+from dax_mp import messages
 from dax_mp.limits import IO_CHUNK_BYTES_MAX
+from raw_peer import RawPeer
 from script_process import Script
 
 LONG: Final = IO_CHUNK_BYTES_MAX + 3 * mmap.PAGESIZE + 5
@@ -192,3 +194,30 @@ def test_a_message_is_atomic(session: dax_mp.Session, script: Script) -> None:
             data = file.pread(IO_CHUNK_BYTES_MAX, 7)
             assert data.count(data[0]) == IO_CHUNK_BYTES_MAX
         assert [writer.end() for writer in writers] == [(0, "", "")] * 2
+
+
+def test_a_load_of_a_hole_beside_a_long_write_that_has_all_of_the_page_cache_locked() -> None:
+    """The write is of another file, and its process takes as long as it likes: the load is served all the same."""
+    cache_pages = 64
+    page = mmap.PAGESIZE
+    with (
+        dax_mp.launch("16MiB", "page-cache", cache_pages * page, debug=True) as daemon,
+        dax_mp.connect(daemon.endpoint) as session,
+        RawPeer(daemon.endpoint) as writer,
+    ):
+        with session.open("cached", "w+") as file:
+            file.truncate(cache_pages * page)
+            mapping = file.mmap()
+            assert sum(mapping[::page]) == 0  # each page of the hole has a frame of the cache now
+            assert session.statfs().dram_pages_free == 0
+        writer.hello()
+        handle = writer.request(messages.Open(1, "cached", 0))[0]
+        writer.request(messages.BeginWrite(1, handle, 0, 0, cache_pages * page))
+        with session.open("other", "w+") as file:
+            file.truncate(page)
+            with file.mmap() as other:
+                assert other[0] == 0
+                other[0] = 7
+                assert file.pread(1, 0) == b"\7"
+        writer.kill()
+        mapping.close()

@@ -12,6 +12,7 @@ import pytest
 
 from coordinator_process import CoordinatorProcess, Serve, wait_until
 from dax_mp import messages
+from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.daemons.loop import Clock
 from raw_peer import RawPeer
 from script_process import Script
@@ -137,6 +138,20 @@ def test_only_dropped_ends_the_quarantine_of_an_evicted_session(holder: RawPeer,
     assert status_of(other)["pages_quarantined"] == 1
     holder.order(messages.Dropped())
     wait_until(lambda: status_of(other)["pages_quarantined"] == 0)
+
+
+def test_quarantine_does_not_grow_beside_a_stopped_process(holder: RawPeer, other: RawPeer) -> None:
+    """It has one page mapped, which another punches and writes in a loop: a device of 16 MiB lasts."""
+    handle = other.request(messages.Open(1, "file", 0))[0]
+    page = os.sysconf("SC_PAGESIZE")
+    other.send(messages.Fallocate(7, handle, PUNCH_HOLE, 0, page))
+    assert isinstance(holder.next_order(), messages.Unmap)
+    assert other.answer() == messages.Reply(7, None)
+    for _ in range(100):
+        assert other.request(messages.Write(1, handle, 0, 0, bytes(page))) == page
+        assert other.request(messages.Fallocate(1, handle, PUNCH_HOLE, 0, page)) is None
+    status = status_of(other)
+    assert (status["pages_quarantined"], status["pages_free"]) == (1, status["pages"] - 1)
 
 
 def test_who_has_no_pager_any_more_is_evicted_at_once(serve: Serve) -> None:

@@ -17,6 +17,7 @@ from dax_mp.locks import EntryLocks, SharedLock
 from dax_mp.messages import Access, Fallocate, FallocateMode, Fault, Munmap, Open, Pin, Target, Truncate
 from dax_mp.pins import lock_unpinned
 from dax_mp.ranges import Extent, PageRange
+from dax_mp.session import Session
 from dax_mp.transaction import Completion, Scheduler, Steps
 from dax_mp.unmap import Unmapper
 from simulation.client import PAGE_SIZE, Call, DirectWrite
@@ -31,7 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 # Not local variables of the mutants: those are part of a world's state.
 UNMAP = Unmapper.unmap_mapping_range
-RELEASE = FrameAllocator.release
 HANDLE_FAULT = fault.handle_fault
 WRITE_HOLE = fault._write_hole
 WRITE = read_write._write
@@ -93,12 +93,10 @@ def test_nothing_is_found_where_nothing_is_broken(policy: HolePolicyName) -> Non
 @pytest.mark.parametrize("how", ["store", "write"])
 def test_answer_before_the_acknowledgements(monkeypatch: Break, policy: HolePolicyName, how: str) -> None:
 
-    def do_not_wait(
-        self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
-    ) -> Steps[set[bytes]]:
+    def do_not_wait(self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False) -> Steps[None]:
         for _ in UNMAP(self, inode, page_ranges):
             break
-        return set()
+        return
         yield Completion(self._scheduler)
 
     monkeypatch.setattr(Unmapper, "unmap_mapping_range", do_not_wait)
@@ -111,10 +109,10 @@ def test_b9_unmap_only_where_the_writer_has_the_page_mapped(
 ) -> None:
     writer = b"\x01".rjust(16, b"\0")
 
-    def ask_the_writer(self: Unmapper, inode: Inode, page_ranges: list[PageRange]) -> Steps[set[bytes]]:
+    def ask_the_writer(self: Unmapper, inode: Inode, page_ranges: list[PageRange]) -> Steps[None]:
         if not any(vma.session.token == writer for pages in page_ranges for vma, _ in inode.mapping.mapped(pages)):
-            return set()
-        return (yield from UNMAP(self, inode, page_ranges))
+            return
+        yield from UNMAP(self, inode, page_ranges)
 
     monkeypatch.setattr(Unmapper, "unmap_mapping_range", ask_the_writer)
     expect_bug(reader_and_writer(policy, how), "I1|I4|no explanation")
@@ -165,7 +163,7 @@ def truncate_as(*steps: str) -> Callable[[FileSystem, Inode, int], Steps[None]]:
             elif step == "unmap":
                 yield from fs.unmapper.unmap_mapping_range(inode, [past_eof])
             elif step == "free":
-                fs.cut(inode, past_eof, set())
+                fs.cut(inode, past_eof)
             elif step == "unlock":
                 inode.invalidate_lock.release_exclusive()
 
@@ -203,7 +201,7 @@ def test_b19_punch_frees_before_it_unmaps(monkeypatch: Break) -> None:
     def free_first(fs: FileSystem, inode: Inode, start_bytes: int, end_bytes: int) -> Steps[None]:
         whole = inode.pages_of(start_bytes, end_bytes)
         yield from lock_unpinned(fs, inode, whole)
-        fs.cut(inode, whole, set())
+        fs.cut(inode, whole)
         yield from fs.unmapper.unmap_mapping_range(inode, [whole])
         inode.invalidate_lock.release_exclusive()
 
@@ -314,31 +312,21 @@ def test_a_block_is_zeroed_after_the_answer(monkeypatch: Break) -> None:
 
 
 def test_no_quarantine(monkeypatch: Break) -> None:
-    def free_at_once(self: FrameAllocator, extents: list[Extent], _holders: set[bytes]) -> None:
-        RELEASE(self, extents, set())
-
-    monkeypatch.setattr(FrameAllocator, "release", free_at_once)
+    monkeypatch.setattr(FrameAllocator, "held_parts", lambda self, pfn, length_pages: iter(()))
     stage = mapper_and_cutter("punch")
     stage.world.fates.append(Event("misbehave", 0))
     expect_bug(stage, "I1: evicted")
 
 
 def test_an_evicted_process_is_forgotten_before_it_has_dropped_everything(monkeypatch: Break) -> None:
-
-    def nobody_holds_anything(
-        self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
-    ) -> Steps[set[bytes]]:
-        yield from UNMAP(self, inode, page_ranges, even_cows)
-        return set()
-
-    monkeypatch.setattr(Unmapper, "unmap_mapping_range", nobody_holds_anything)
+    monkeypatch.setattr(FrameAllocator, "hold", lambda self, token, extents: None)
     stage = mapper_and_cutter("truncate")
     stage.world.fates.append(Event("misbehave", 0))
     expect_bug(stage, "I1: evicted")
 
 
 def test_the_dead_are_waited_for(monkeypatch: Break) -> None:
-    monkeypatch.setattr(Unmapper, "session_gone", lambda self, session: None)
+    monkeypatch.setattr(Unmapper, "session_over", lambda self, session: None)
     stage = mapper_and_cutter("punch")
     stage.world.fates.append(Event("die", 0))
     expect_bug(stage, "hangs")
@@ -356,7 +344,7 @@ def test_unmap_and_map_in_two_channels() -> None:
 
 def test_reclaim_frees_a_page_that_is_mapped(monkeypatch: Break) -> None:
     def just_take_it(fs: FileSystem, inode: Inode, pgoff: int) -> Steps[None]:
-        fs.device.holes.discard(inode, PageRange(pgoff, pgoff + 1), set())
+        fs.device.holes.discard(inode, PageRange(pgoff, pgoff + 1))
         return
         yield Completion(fs.scheduler)
 
@@ -409,10 +397,8 @@ def test_b22_a_pin_does_not_wait_for_those_who_look_for_pins(monkeypatch: Break)
 
 
 def test_b21_a_punch_takes_private_copies(monkeypatch: Break) -> None:
-    def all_of_it(
-        self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False
-    ) -> Steps[set[bytes]]:
-        return (yield from UNMAP(self, inode, page_ranges, even_cows=True))
+    def all_of_it(self: Unmapper, inode: Inode, page_ranges: list[PageRange], even_cows: bool = False) -> Steps[None]:
+        yield from UNMAP(self, inode, page_ranges, even_cows=True)
 
     monkeypatch.setattr(Unmapper, "unmap_mapping_range", all_of_it)
     stage = Stage("zero", threads=(1, 1), private=(0,))
@@ -436,7 +422,7 @@ def test_a_direct_write_takes_no_entry_locks(monkeypatch: Break) -> None:
 
 
 def test_what_is_lent_to_the_evicted_is_free_at_once(monkeypatch: Break) -> None:
-    monkeypatch.setattr(Inode, "lent_to", lambda self, pages: set())
+    monkeypatch.setattr(Session, "reach", lambda self, target: iter(()))
     stage = Stage("zero", threads=(1, 1), pmem_pages=1)
     handles = [stage.world.open(client, "other") for client in (0, 1)]
     stage.world.call(1, write_page(handles[1], 0, 99))
@@ -448,7 +434,7 @@ def test_what_is_lent_to_the_evicted_is_free_at_once(monkeypatch: Break) -> None
 
 
 def test_blocks_that_the_evicted_reach_move(monkeypatch: Break) -> None:
-    monkeypatch.setattr(shift, "_replace_reachable", lambda fs, inode, pages, holders: None)
+    monkeypatch.setattr(shift, "_replace_reachable", lambda fs, inode, pages: None)
     stage = Stage("zero", threads=(1, 1), pages=2, pmem_pages=4, block=True, second=9, mapped=(0,))
     stage.world.fates.append(Event("misbehave", 0))
     stage.does(0, stage.store(0, 7))

@@ -327,10 +327,8 @@ class World:
         if pfn == current:
             return
         assert session.evicted, f"I1: {where} is mapped to frame {pfn}, which is not the file's; it has {current}"
-        held = any(
-            session.token in holders and any(first <= pfn < first + length for first, length in extents)
-            for extents, holders in frames.quarantine
-        )
+        places = (frames.held.get(session.token), frames.quarantine)
+        held = all(place is not None and any(place.pieces(pfn, pfn + 1)) for place in places)
         assert held, f"I1: evicted, {where} leads to frame {pfn}, which is neither the file's nor in quarantine for it"
 
     def check_quiescent(self) -> None:
