@@ -232,7 +232,7 @@ def test_an_array_is_not_used_after_unmap(session: dax_mp.Session) -> None:
 def test_an_array_at_the_interpreters_exit(session: dax_mp.Session, script: Script, end: str) -> None:
     process = script(
         f"""
-import errno, sys
+import sys
 import dax_mp
 session = dax_mp.connect(sys.argv[1])
 array = dax_mp.ndarray(session, "array", 1_000_000)
@@ -242,42 +242,17 @@ class AtTheEnd:
         try:
             array.sum()
             array.fill(1)
-            print("no error")
-        except BusError as error:
-            print(error.errno == errno.ESTALE)
+        except BusError:
+            pass
+        print("ended")
 
-array.fill(1)
+array.fill(array.sum())  # numpy imports what it calls at the first call
 at_the_end = AtTheEnd()
 {end}
 """,
         session.endpoint,
     )
-    assert process.end() == (0, "True\n", "")
-
-
-def test_an_array_in_a_thread_at_the_interpreters_exit(session: dax_mp.Session, script: Script) -> None:
-    process = script(
-        """
-import sys, threading
-import dax_mp
-session = dax_mp.connect(sys.argv[1])
-array = dax_mp.ndarray(session, "array", 1_000_000)
-
-def work(array=array, BusError=dax_mp.BusError):
-    while True:
-        try:
-            array.sum()
-            array.fill(1)
-        except BusError:
-            pass
-
-for _ in range(3):
-    threading.Thread(target=work, daemon=True).start()
-array.fill(1)
-""",
-        session.endpoint,
-    )
-    assert process.end() == (0, "", "")
+    assert process.end() == (0, "ended\n", "")
 
 
 def test_several_make_it_at_once(session: dax_mp.Session) -> None:
