@@ -1,37 +1,71 @@
 """Finding the coordinator of an endpoint, and what a session takes from it: its lock and its regions.
 
+What is found is looked at, once it is open, for whose it is (`dax_mp.trust`): a directory in /tmp may be anybody's.
 Nothing here changes what it finds, but for the session's own file; and what fails leaves nothing behind.
 """
 
 import errno
 import fcntl
 import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import posix_ipc
 
+from dax_mp import trust
 from dax_mp.clients.lane import CoordinatorProcess
-from dax_mp.endpoint import LOCK_QUERY, check_endpoint, default_endpoint, lock_holder, lock_path, session_path
+from dax_mp.endpoint import (
+    LOCK_NAME,
+    LOCK_QUERY,
+    SESSIONS_NAME,
+    check_endpoint,
+    default_endpoints,
+    lock_holder,
+    lock_path,
+    session_path,
+    sessions_path,
+)
 from dax_mp.errors import NoCoordinatorError, ProtocolError, os_error
 from dax_mp.superblock import SUPERBLOCK_BYTES, Superblock
 
+# Opening waits for nothing (a FIFO's open does, for its other end), and no name in it is a link's.
+_OPEN_DIRECTORY: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_LOCK: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
 
 def user_endpoint() -> str:
-    """The endpoint of a user who names none: $DAX_MP_ENDPOINT, else one in the runtime or the temp directory."""
-    import tempfile  # slow to import, and needed by few
+    """The endpoint of a user who names none: of the default ones the first at which a coordinator serves.
 
-    return default_endpoint(os.environ, tempfile.gettempdir(), os.getuid())
+    Raises NoCoordinatorError, which says where it looked.
+    """
+    candidates = default_endpoints(os.environ, os.geteuid())
+    if len(candidates) == 1:
+        return candidates[0]
+    passed_over = []
+    for candidate in candidates:
+        try:
+            os.close(find_coordinator(candidate).pidfd)
+            return candidate
+        except NoCoordinatorError:
+            passed_over.append(candidate)
+        except OSError as error:  # another's directory, most likely
+            passed_over.append(f"{candidate} ({error.strerror})")
+    reason = f"no coordinator of yours serves at {', nor at '.join(passed_over)}"
+    raise NoCoordinatorError(candidates[-1], reason, "dax-mp serve")
 
 
 def find_coordinator(endpoint: str) -> CoordinatorProcess:
     """The process that holds the endpoint's lock, with a pidfd on it.
 
-    Raises NoCoordinatorError where there is none, OSError (ENAMETOOLONG, EACCES, ...) where the endpoint cannot be one.
+    Raises NoCoordinatorError where there is none, OSError where the endpoint cannot be one (ENAMETOOLONG, EACCES, ...)
+    or is not this user's own (EPERM, ELOOP).
     """
     check_endpoint(endpoint)
     try:
-        lock_fd = os.open(lock_path(endpoint), os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+        with _open_directory(endpoint) as directory:
+            lock_fd = _open_lock(endpoint, directory)
+    except FileNotFoundError:
         raise NoCoordinatorError(endpoint) from None
     try:
         while (pid := _lock_holder(lock_fd)) is not None:
@@ -50,6 +84,39 @@ def find_coordinator(endpoint: str) -> CoordinatorProcess:
     raise NoCoordinatorError(endpoint, "the coordinator there has died")
 
 
+@contextmanager
+def _open_directory(path: str, name: str | None = None, within: int | None = None) -> Iterator[int]:
+    """A descriptor on the directory at `path`, which is ours alone. name, within: how it is opened from its parent.
+
+    Raises FileNotFoundError, OSError as `trust.check_directory`.
+    """
+    try:
+        fd = os.open(name or path, _OPEN_DIRECTORY, dir_fd=within)
+    except NotADirectoryError:  # what is before the last name is none: there is nothing of that name
+        raise os_error(errno.ENOENT, filename=path) from None
+    try:
+        trust.check_directory(path, os.fstat(fd), os.geteuid())
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open_lock(endpoint: str, directory: int) -> int:
+    """The lock file's descriptor. Raises FileNotFoundError, OSError (EPERM, ELOOP) where it is not our user's file."""
+    path = lock_path(endpoint)
+    try:
+        fd = os.open(LOCK_NAME, _OPEN_LOCK, dir_fd=directory)
+    except OSError as error:
+        error.filename = path
+        raise
+    try:
+        trust.check_file(path, os.fstat(fd), os.geteuid())
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def _lock_holder(fd: int) -> int | None:
     answer = fcntl.fcntl(fd, fcntl.F_GETLK, LOCK_QUERY)
     assert isinstance(answer, bytes)
@@ -60,10 +127,27 @@ def lock_session(endpoint: str, token: bytes) -> int:
     """Create the session's file and lock it: the coordinator takes the lock as the proof that this process lives.
 
     Returns its descriptor. It is to stay the only one: closing *any* descriptor of the file in this process drops the
-    lock (fcntl(2), "Record locks").
+    lock (fcntl(2), "Record locks"). Raises NoCoordinatorError where the coordinator has left meanwhile, OSError.
     """
-    fd = os.open(session_path(endpoint, token), os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path = session_path(endpoint, token)
+    try:
+        with (
+            _open_directory(endpoint) as directory,
+            _open_directory(sessions_path(endpoint), SESSIONS_NAME, directory) as sessions,
+        ):
+            fd = os.open(token.hex(), os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=sessions)
+    except FileNotFoundError:
+        raise NoCoordinatorError(endpoint, "the coordinator there has just ended") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise os_error(error.errno, f"cannot make this session's file: {error.strerror}", path) from None
+        raise
+    try:
+        os.fchmod(fd, 0o600)  # whatever the umask: the coordinator is to open it
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        unlock_session(endpoint, token, fd)
+        raise
     return fd
 
 
@@ -71,7 +155,7 @@ def unlock_session(endpoint: str, token: bytes, fd: int) -> None:
     """Remove the session's file, where the coordinator has not done so yet, and let go of it."""
     try:
         os.unlink(session_path(endpoint, token))
-    except FileNotFoundError:
+    except OSError:  # it or its directory is gone, or cannot be written to; the coordinator removes what is left
         pass
     os.close(fd)
 
@@ -88,7 +172,8 @@ def check_welcome(welcome: Any) -> None:
 def open_region(name: str, kind: str, pages: int, welcome: dict[str, Any]) -> int:
     """The descriptor of a region's shared-memory object.
 
-    Raises ProtocolError where the object of that name is not the one that the welcome speaks of.
+    Raises ProtocolError where the object of that name is not the one that the welcome speaks of, OSError where it
+    cannot be opened or is another user's.
     """
     try:
         fd: int = posix_ipc.SharedMemory(name).fd
@@ -96,6 +181,7 @@ def open_region(name: str, kind: str, pages: int, welcome: dict[str, Any]) -> in
         code = errno.ENOENT if isinstance(error, posix_ipc.ExistentialError) else errno.EACCES
         raise os_error(code, f"the coordinator's {kind} region cannot be opened: {error}", name) from error
     try:
+        trust.check_file(f"/dev/shm{name}", os.fstat(fd), os.geteuid())
         expected = Superblock(kind, welcome["page_size"], pages, welcome["uuid"])
         found = Superblock.unpack(os.pread(fd, SUPERBLOCK_BYTES, 0))
         if found != expected or os.fstat(fd).st_size != expected.length_bytes:

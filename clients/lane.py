@@ -9,6 +9,7 @@ eventfd): it never lasts for ever on a coordinator that is gone.
 """
 
 import errno
+import select
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -18,6 +19,9 @@ from dax_mp.endpoint import control_path
 from dax_mp.errors import ProtocolError, os_error
 
 RequestType = Callable[..., messages.ControlRequest]
+
+ENDING_S: Final = 1.0
+"""How long a coordinator may take from the end of its sockets to its own."""
 
 _REQUEST_IDS: Final = (1 << 32) - 1
 
@@ -48,11 +52,11 @@ class Lane:
         self._waiting = False
         try:
             path = control_path(coordinator.endpoint)
-            self._dealer = Dealer(path, identity, (coordinator.pidfd, closing), deadline)
+            self._dealer = Dealer(path, coordinator.pid, identity, (coordinator.pidfd, closing), deadline)
         except Interrupted as interrupted:
             raise self._reason(interrupted) from None
         except (ConnectionResetError, ConnectionRefusedError, FileNotFoundError, BrokenPipeError):
-            raise coordinator.gone() from None
+            raise self._unreachable() from None
 
     def exchange(self, kind: RequestType, fields: tuple[object, ...], deadline: float | None) -> messages.ControlAnswer:
         """Send the request and wait for its answer."""
@@ -121,6 +125,18 @@ class Lane:
         if interrupted.descriptor == self._coordinator.pidfd:
             return self._coordinator.gone()
         return ValueError("the session was closed during the request")
+
+    def _unreachable(self) -> OSError:
+        """Nothing serves at the endpoint, or another process than this session's coordinator."""
+        ends = select.poll()
+        ends.register(self._coordinator.pidfd, select.POLLIN)
+        if ends.poll(ENDING_S * 1000):
+            return self._coordinator.gone()
+        return os_error(
+            errno.ECONNREFUSED,
+            f"the coordinator (pid {self._coordinator.pid}) lives, but its endpoint has been removed or replaced",
+            self._coordinator.endpoint,
+        )
 
     def close(self) -> None:
         self._dealer.close()

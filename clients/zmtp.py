@@ -9,12 +9,16 @@ Whatever waits here waits for the socket and for the descriptors it is given, wh
 """
 
 import errno
+import math
+import os
 import select
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from typing import Final
 
+from dax_mp import trust
 from dax_mp.errors import ProtocolError, os_error
 from dax_mp.limits import MESSAGE_BYTES_MAX
 
@@ -24,6 +28,11 @@ _MORE: Final = 1
 _GREETING: Final = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _SHORT_BYTES_MAX: Final = 255
 _RECEIVE_BYTES: Final = 1 << 16
+_UCRED: Final = struct.Struct("iII")  # struct ucred: of who called listen(2), for the side that connects
+
+CONNECT_PAUSE_MIN_S: Final = 0.001
+CONNECT_PAUSE_MAX_S: Final = 0.05
+"""Between two attempts to connect where the listener's queue is full."""
 
 
 class Interrupted(Exception):
@@ -36,11 +45,12 @@ class Interrupted(Exception):
 class Dealer:
     """A connection. After any exception it is to be closed: a message may have been sent or received in part.
 
-    path: the ROUTER's socket. identity: what that calls us. until: descriptors that, when readable, end every wait.
+    path: the ROUTER's socket. peer_pid: the process that must be listening there, of our own user. identity: what that
+    calls us. until: descriptors that, when readable, end every wait.
     Raises Interrupted, ProtocolError, OSError (ConnectionError when the other side has closed it); so do all methods.
     """
 
-    def __init__(self, path: str, identity: bytes, until: Sequence[int], deadline: float | None) -> None:
+    def __init__(self, path: str, peer_pid: int, identity: bytes, until: Sequence[int], deadline: float | None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._received = bytearray()
         self._until = until
@@ -52,17 +62,44 @@ class Dealer:
             self._poll_in.register(descriptor, select.POLLIN)
             self._poll_out.register(descriptor, select.POLLIN)
         try:
-            # connect() waits while the listener's queue is full, and has no other limit than this one.
-            self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
-            try:
-                self._socket.connect(path)
-            except TimeoutError:
-                raise Interrupted(None) from None
             self._socket.setblocking(False)
+            self._connect(path, deadline)
+            self._check_peer(path, peer_pid)
             self._shake_hands(identity, deadline)
         except BaseException:
             self.close()
             raise
+
+    def _connect(self, path: str, deadline: float | None) -> None:
+        """connect(2), again and again while the listener's queue is full.
+
+        A Unix socket tells nobody that there is room in it again. A connect() that waits would be told, but Python
+        takes one that a signal has interrupted for done.
+        """
+        ends = select.poll()
+        for descriptor in self._until:
+            ends.register(descriptor, select.POLLIN)
+        pause_s = CONNECT_PAUSE_MIN_S
+        while True:
+            try:
+                self._socket.connect(path)
+            except BlockingIOError:
+                pass
+            else:
+                return
+            left_s = math.inf if deadline is None else deadline - time.monotonic()
+            ready = ends.poll(max(0.0, min(pause_s, left_s) * 1000))
+            if ready or left_s <= 0:
+                raise Interrupted(ready[0][0] if ready else None)
+            pause_s = min(2 * pause_s, CONNECT_PAUSE_MAX_S)
+
+    def _check_peer(self, path: str, pid: int) -> None:
+        """Before anything is sent: is it the coordinator's process that listens?"""
+        found = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        peer_pid, peer_uid, _ = _UCRED.unpack(found)
+        trust.check_peer(path, peer_uid, os.geteuid())
+        if peer_pid != pid:
+            raise os_error(errno.ECONNREFUSED, f"process {peer_pid} listens there, and not {pid}", path)
 
     def _shake_hands(self, identity: bytes, deadline: float | None) -> None:
         ready = b"\x05READY" + _property(b"Socket-Type", b"DEALER") + _property(b"Identity", identity)

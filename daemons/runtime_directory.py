@@ -3,27 +3,53 @@
 Whoever holds the record lock on `coordinator.lock` is the coordinator; everything else follows from that. The lock file
 says what its writer has made, and is written before anything is made, so that a coordinator killed at any moment leaves
 nothing that its successor cannot name. The file is unlinked last, while the lock is held.
+
+The directory is opened once, without following a link, and looked at for whose it is (`dax_mp.trust`). From then on
+all is done by that descriptor. So where somebody renames, removes or replaces the directory meanwhile, this process
+goes on in its own, and removes nothing of what a successor has made under the same name.
 """
 
 import errno
 import fcntl
 import os
 import stat
+from typing import Final
 
-from dax_mp.daemons.liveness import lock_owner, remove_file
+from dax_mp import trust
+from dax_mp.daemons.liveness import lock_owner
 from dax_mp.daemons.region import unlink_region
-from dax_mp.endpoint import Record, check_endpoint, control_path, is_session_name, lock_path, pager_path, sessions_path
+from dax_mp.endpoint import (
+    CONTROL_NAME,
+    LOCK_NAME,
+    PAGER_NAME,
+    SESSIONS_NAME,
+    Record,
+    check_endpoint,
+    is_session_name,
+    lock_path,
+    sessions_path,
+)
 from dax_mp.errors import os_error
 
 CLAIM_ATTEMPTS_MAX = 100
 """Each failed attempt is another coordinator's leaving between two of our system calls."""
 
+RECORD_BYTES_MAX: Final = 1 << 16
+
+_OPEN_DIRECTORY: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_LOCK: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
 
 class RuntimeDirectory:
-    """A directory that this process has claimed. `claim` makes one."""
+    """A directory that this process has claimed. `claim` makes one.
 
-    def __init__(self, path: str, lock_fd: int) -> None:
+    fd: on the directory. lock_fd: on its lock file, locked.
+    """
+
+    def __init__(self, path: str, fd: int, lock_fd: int) -> None:
         self.path = path
+        self.fd = fd
         self._lock_fd = lock_fd
 
     @classmethod
@@ -31,7 +57,7 @@ class RuntimeDirectory:
         """Take the directory, and remove what a dead coordinator left in it.
 
         create: make the directory where it is not there. Raises OSError: EADDRINUSE where a coordinator serves there,
-        EPERM where the directory is not its user's alone, ENAMETOOLONG, ENOENT.
+        EPERM, ELOOP, ENOTDIR where the directory or its lock is not its user's alone, ENAMETOOLONG, ENOENT.
         """
         path = os.path.abspath(endpoint)
         check_endpoint(path)
@@ -39,47 +65,126 @@ class RuntimeDirectory:
             if create:
                 _make_directory(path)
             try:
-                _check_directory(path)
-                lock_fd = _lock(path)
+                directory = cls._open(path)
             except FileNotFoundError:
                 if not create:
                     raise
                 continue
-            if lock_fd is not None:
-                directory = cls(path, lock_fd)
+            if directory is not None:
                 directory._remove_leftovers()
                 return directory
         raise os_error(errno.EBUSY, "coordinators come and go too fast at this endpoint", path)
 
+    @classmethod
+    def _open(cls, path: str) -> "RuntimeDirectory | None":
+        """Open and lock it; None where another coordinator has left it meanwhile."""
+        fd = open_directory(path)
+        try:
+            lock_fd = _lock(path, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if lock_fd is None:
+            os.close(fd)
+            return None
+        return cls(path, fd, lock_fd)
+
     def record(self, region_names: list[str]) -> None:
-        """Write down what is about to be made."""
+        """Write down what is about to be made. Raises OSError (ENOSPC)."""
         data = Record(os.getpid(), tuple(region_names)).encode()
-        os.pwrite(self._lock_fd, data, 0)
-        os.ftruncate(self._lock_fd, len(data))
+        try:
+            if os.pwrite(self._lock_fd, data, 0) < len(data):
+                raise os_error(errno.ENOSPC)
+            os.ftruncate(self._lock_fd, len(data))
+        except OSError as error:
+            code = error.errno or errno.EIO
+            raise os_error(code, f"cannot write the lock file: {error.strerror}", lock_path(self.path)) from None
 
     def make_sessions(self) -> None:
-        os.makedirs(sessions_path(self.path), 0o700, exist_ok=True)
+        """Raises OSError where something is there that is not a directory of ours."""
+        try:
+            os.mkdir(SESSIONS_NAME, 0o700, dir_fd=self.fd)
+        except FileExistsError:
+            pass
+        os.close(open_directory(sessions_path(self.path), SESSIONS_NAME, self.fd))
 
     def remove(self) -> None:
-        """Remove the sockets, the session files, the lock file, and the directory if a coordinator made it."""
-        _remove_files(self.path)
-        made_by_a_coordinator = os.stat(self.path).st_mode & stat.S_ISVTX
-        os.unlink(lock_path(self.path))  # from now on another one may claim the directory, and leave it again
-        if made_by_a_coordinator:
-            try:
-                os.rmdir(self.path)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
-                    raise
+        """Remove the sockets, the session files, the lock file, and the directory if a coordinator made it.
+
+        Where somebody has removed the lock file, the directory's content is no longer ours: nothing is removed then.
+        """
+        if _is_named(self._lock_fd, LOCK_NAME, self.fd):
+            self._remove_files()
+            os.unlink(LOCK_NAME, dir_fd=self.fd)  # from now on another one may claim the directory, and leave it again
+            made_by_a_coordinator = os.fstat(self.fd).st_mode & stat.S_ISVTX
+            if made_by_a_coordinator and _is_named(self.fd, self.path):
+                try:
+                    os.rmdir(self.path)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                        raise
         os.close(self._lock_fd)
+        os.close(self.fd)
 
     def _remove_leftovers(self) -> None:
         """Precondition: the lock is held, so whoever made these is dead."""
-        record = Record.decode(os.pread(self._lock_fd, 1 << 16, 0))
+        record = Record.decode(os.pread(self._lock_fd, RECORD_BYTES_MAX, 0))
         if record is not None:
             for name in record.region_names:
                 unlink_region(name)
-        _remove_files(self.path)
+        self._remove_files()
+
+    def _remove_files(self) -> None:
+        """The sockets and the sessions. What no coordinator or client made stays."""
+        for name in (PAGER_NAME, CONTROL_NAME):
+            _unlink(name, self.fd)
+        try:
+            sessions = os.open(SESSIONS_NAME, _READ_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.fd)
+        except OSError:  # it is not there, or no directory: nothing of a coordinator's
+            return
+        try:
+            for name in os.listdir(sessions):
+                if is_session_name(name):
+                    _unlink(name, sessions)
+        finally:
+            os.close(sessions)
+        try:
+            os.rmdir(SESSIONS_NAME, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+
+
+def open_directory(path: str, name: str | None = None, within: int | None = None) -> int:
+    """A descriptor on the directory at `path`, which is our user's alone. name, within: how to open it from its parent.
+
+    Raises FileNotFoundError, OSError as `trust.check_directory`.
+    """
+    fd = os.open(name or path, _OPEN_DIRECTORY, dir_fd=within)
+    try:
+        trust.check_directory(path, os.fstat(fd), os.geteuid())
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def serving_pid(endpoint: str) -> int | None:
+    """The coordinator that serves at the endpoint; None where there is none, or the endpoint is not our user's."""
+    try:
+        directory = open_directory(endpoint)
+    except OSError:
+        return None
+    try:
+        lock_fd = os.open(LOCK_NAME, os.O_RDONLY | _OPEN_LOCK, dir_fd=directory)
+    except OSError:
+        return None
+    finally:
+        os.close(directory)
+    try:
+        return lock_owner(lock_fd)
+    finally:
+        os.close(lock_fd)
 
 
 def _make_directory(path: str) -> None:
@@ -94,65 +199,55 @@ def _make_directory(path: str) -> None:
         pass
     except FileNotFoundError:
         raise os_error(errno.ENOENT, "the endpoint's parent directory is not there", os.path.dirname(path)) from None
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise os_error(code, f"cannot make the endpoint's directory: {error.strerror}", path) from None
 
 
-def _check_directory(path: str) -> None:
-    """Raises OSError where `path` is not a directory that only its owner, our user, can enter.
-
-    Who can enter it can connect to the sockets, and who can connect can truncate everyone's files.
-    """
-    status = os.lstat(path)
-    if stat.S_ISLNK(status.st_mode):
-        raise os_error(errno.ELOOP, "the endpoint is a symbolic link; name the directory itself", path)
-    if not stat.S_ISDIR(status.st_mode):
-        raise os_error(errno.ENOTDIR, "the endpoint is not a directory", path)
-    if status.st_uid != os.geteuid():
-        text = f"the endpoint belongs to user {status.st_uid}, not to {os.geteuid()}; take a directory of your own"
-        raise os_error(errno.EPERM, text, path)
-    if status.st_mode & 0o077:
-        mode = stat.S_IMODE(status.st_mode)
-        raise os_error(errno.EPERM, f"the endpoint's mode is {mode:04o}, open to other users; chmod it to 0700", path)
-
-
-def _lock(path: str) -> int | None:
+def _lock(path: str, directory: int) -> int | None:
     """The lock file's descriptor, locked; None where another coordinator let go of it, or removed it, meanwhile.
 
     The descriptor is the only one that this process ever has of the file: to close any other would drop the lock.
     """
     lock = lock_path(path)
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        fd = os.open(LOCK_NAME, os.O_RDWR | os.O_CREAT | _OPEN_LOCK, 0o600, dir_fd=directory)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise os_error(code, f"cannot open or make the lock file: {error.strerror}", lock) from None
+    try:
+        trust.check_file(lock, os.fstat(fd), os.geteuid())
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours, named = os.fstat(fd), os.stat(lock)
-        if (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino):
+        if _is_named(fd, LOCK_NAME, directory):
             return fd
-    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, fcntl(2)
+    except BlockingIOError:
         pid = lock_owner(fd)
         os.close(fd)
         if pid is not None:
             text = f"a coordinator (pid {pid}) serves at {path}; stop it, or take another --endpoint"
             raise os_error(errno.EADDRINUSE, text) from None
         return None
-    except FileNotFoundError:
-        pass
+    except BaseException:
+        os.close(fd)
+        raise
     os.close(fd)
     return None
 
 
-def _remove_files(path: str) -> None:
-    """The sockets and the sessions. What no coordinator or client made stays."""
-    for socket_path in (pager_path(path), control_path(path)):
-        remove_file(socket_path)
-    sessions = sessions_path(path)
+def _is_named(fd: int, name: str, within: int | None = None) -> bool:
+    """Is what is open the very thing that has this name now?"""
+    ours = os.fstat(fd)
     try:
-        names = os.listdir(sessions)
+        named = os.stat(name, dir_fd=within, follow_symlinks=False)
+    except OSError:
+        return False
+    return (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino)
+
+
+def _unlink(name: str, directory: int) -> None:
+    try:
+        os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
-        return
-    for name in names:
-        if is_session_name(name):
-            remove_file(os.path.join(sessions, name))
-    try:
-        os.rmdir(sessions)
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
-            raise
+        pass

@@ -13,7 +13,6 @@ import json
 import os
 import resource
 import secrets
-import tempfile
 import traceback
 from contextlib import ExitStack
 from typing import Any, Final
@@ -24,11 +23,12 @@ from dax_mp.coordinator import Coordinator
 from dax_mp.daemons.liveness import SessionProcesses, open_pidfd
 from dax_mp.daemons.loop import Loop
 from dax_mp.daemons.region import PAGE_SIZE_BYTES, Region
-from dax_mp.daemons.runtime_directory import RuntimeDirectory
+from dax_mp.daemons.runtime_directory import RuntimeDirectory, open_directory, serving_pid
 from dax_mp.daemons.signals import StopSignals
 from dax_mp.daemons.sockets import Router
 from dax_mp.device import Device
-from dax_mp.endpoint import control_address, default_endpoint, pager_address, region_name
+from dax_mp.endpoint import control_address, default_endpoints, pager_address, region_name
+from dax_mp.errors import os_error
 from dax_mp.limits import FAULTS_PER_SESSION_MAX
 from dax_mp.messages import PROTOCOL_VERSION
 from dax_mp.sizes import format_size
@@ -55,7 +55,7 @@ def serve(options: argparse.Namespace, signals: StopSignals) -> None:
     _raise_descriptor_limit()
     if not __debug__:
         raise OSError(errno.EINVAL, "assertions guard other people's data: run Python without -O or PYTHONOPTIMIZE")
-    endpoint = options.endpoint or default_endpoint(os.environ, tempfile.gettempdir(), os.geteuid())
+    endpoint = options.endpoint or _own_endpoint()
     with ExitStack() as stack:
         stop_fds = []
         if options.exit_with is not None:
@@ -87,6 +87,27 @@ def serve(options: argparse.Namespace, signals: StopSignals) -> None:
         except Exception as error:  # a peer's mistakes have been dealt with inside
             traceback.print_exc()
             raise InternalError from error
+
+
+def _own_endpoint() -> str:
+    """Of the default endpoints the first whose parent is there and, unless it is /tmp, ours.
+
+    Raises OSError (EADDRINUSE) where a coordinator serves at another one: clients that name none are to find one, and
+    always the same.
+    """
+    *better, last = candidates = default_endpoints(os.environ, os.geteuid())
+    chosen = last
+    for candidate in reversed(better):
+        try:
+            os.close(open_directory(os.path.dirname(candidate)))
+        except OSError:
+            continue
+        chosen = candidate
+    for candidate in candidates:
+        if candidate != chosen and (pid := serving_pid(candidate)) is not None:
+            text = f"a coordinator of yours (pid {pid}) serves at {candidate} already; stop it, or give an --endpoint"
+            raise os_error(errno.EADDRINUSE, text)
+    return chosen
 
 
 def _raise_descriptor_limit() -> None:

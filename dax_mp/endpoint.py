@@ -36,13 +36,17 @@ _REGION_NAME: Final = re.compile(REGION_NAME_PREFIX + r"[0-9a-f]{16}\.(pmem|dram
 _SESSION_NAME: Final = re.compile(rf"[0-9a-f]{{{2 * TOKEN_BYTES}}}")
 
 
-def default_endpoint(environment: Mapping[str, str], temp_directory: str, uid: int) -> str:
-    """The endpoint of a user who names none. An empty variable counts as one that is not set."""
+def default_endpoints(environment: Mapping[str, str], uid: int) -> tuple[str, ...]:
+    """Where the coordinator of a user who names none may serve, the best place first.
+
+    $DAX_MP_ENDPOINT and nothing else, where it is set and not empty. Else there are two places. The directory that the
+    system makes for a user at login nobody else can make first, but it is not there for cron before a login, nor after
+    the last logout; /tmp always is. XDG_RUNTIME_DIR and TMPDIR are not asked: cron, `su` and a login shell set them
+    differently, and would not meet.
+    """
     if endpoint := environment.get(ENDPOINT_VARIABLE):
-        return endpoint
-    if runtime_directory := environment.get("XDG_RUNTIME_DIR"):
-        return os.path.join(runtime_directory, "dax-mp")
-    return os.path.join(temp_directory, f"dax-mp-{uid}")
+        return (endpoint,)
+    return (f"/run/user/{uid}/dax-mp", f"/tmp/dax-mp-{uid}")
 
 
 def check_endpoint(endpoint: str) -> None:
@@ -108,7 +112,7 @@ class Record(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> "Record | None":
-        """The record in `data`; None where there is none, or only a part of one.
+        """The record in `data`; None where there is none, or only a part of one, whatever else the bytes are.
 
         Names that are not a region's are left out: what is read here is unlinked.
         """
@@ -116,7 +120,7 @@ class Record(NamedTuple):
             fields = json.loads(data)
             names = [name for name in fields["region_names"] if _REGION_NAME.fullmatch(name)]
             return cls(int(fields["pid"]), tuple(names), int(fields["version"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # the last two: 1e400, [[[[...
             return None
 
 

@@ -16,12 +16,11 @@ class ProtocolError(ConnectionError):
 
 
 class NoCoordinatorError(ConnectionError):
-    """No coordinator serves at this endpoint."""
+    """No coordinator serves at this endpoint; `command` starts one there."""
 
-    def __init__(self, endpoint: str, reason: str = "no coordinator serves there") -> None:
-        super().__init__(
-            errno_codes.ECONNREFUSED, f"{reason}; start one with: dax-mp serve --endpoint {endpoint}", endpoint
-        )
+    def __init__(self, endpoint: str, reason: str = "no coordinator serves there", command: str | None = None) -> None:
+        command = command or f"dax-mp serve --endpoint {endpoint}"
+        super().__init__(errno_codes.ECONNREFUSED, f"{reason}; start one with: {command}", endpoint)
 
 
 def os_error(errno: int, text: str | None = None, filename: str | None = None) -> OSError:

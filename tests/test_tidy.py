@@ -30,6 +30,7 @@ CORE_MAY_IMPORT: Final = {
     "os",
     "re",
     "sortedcontainers",
+    "stat",
     "struct",
     "typing",
 }

@@ -158,6 +158,17 @@ static int connect_path(int fd, const struct sockaddr_un *address)
     return result < 0 ? errno : 0;
 }
 
+/* Anyone may have made what is found at a path: nothing is sent to a process of another user. */
+static int check_peer(int fd)
+{
+    struct ucred peer;
+    socklen_t length = sizeof peer;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length))
+        return errno;
+    return peer.uid == geteuid() ? 0 : EPERM;
+}
+
 static int open_socket(const char *path, int64_t deadline_ns, int *opened)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -176,7 +187,9 @@ static int open_socket(const char *path, int64_t deadline_ns, int *opened)
     if (left_ns <= 0 || setsockopt(*opened, SOL_SOCKET, SO_SNDTIMEO, &left, sizeof left))
         return ETIMEDOUT;
     error = connect_path(*opened, &address);
-    return error == EAGAIN ? ETIMEDOUT : error;
+    if (error)
+        return error == EAGAIN ? ETIMEDOUT : error;
+    return check_peer(*opened);
 }
 
 static int receive_greeting(struct zmtp *zmtp, int64_t deadline_ns)

@@ -16,7 +16,7 @@ from dax_mp.endpoint import (
     check_endpoint,
     control_address,
     control_path,
-    default_endpoint,
+    default_endpoints,
     is_session_name,
     lock_holder,
     pager_address,
@@ -28,16 +28,16 @@ from dax_mp.superblock import SUPERBLOCK_BYTES, Superblock
 
 
 @pytest.mark.parametrize(
-    ("environment", "endpoint"),
+    ("environment", "endpoints"),
     [
-        ({"DAX_MP_ENDPOINT": "/here", "XDG_RUNTIME_DIR": "/run/user/7"}, "/here"),
-        ({"XDG_RUNTIME_DIR": "/run/user/7"}, "/run/user/7/dax-mp"),
-        ({"DAX_MP_ENDPOINT": "", "XDG_RUNTIME_DIR": ""}, "/var/tmp/dax-mp-7"),
-        ({}, "/var/tmp/dax-mp-7"),
+        ({"DAX_MP_ENDPOINT": "/here", "XDG_RUNTIME_DIR": "/elsewhere"}, ("/here",)),
+        ({"DAX_MP_ENDPOINT": "", "XDG_RUNTIME_DIR": ""}, ("/run/user/7/dax-mp", "/tmp/dax-mp-7")),
+        ({"XDG_RUNTIME_DIR": "/elsewhere", "TMPDIR": "/var/tmp"}, ("/run/user/7/dax-mp", "/tmp/dax-mp-7")),
+        ({}, ("/run/user/7/dax-mp", "/tmp/dax-mp-7")),
     ],
 )
-def test_the_endpoint_of_a_user_who_names_none(environment: dict[str, str], endpoint: str) -> None:
-    assert default_endpoint(environment, "/var/tmp", 7) == endpoint
+def test_the_endpoints_of_a_user_who_names_none(environment: dict[str, str], endpoints: tuple[str, ...]) -> None:
+    assert default_endpoints(environment, 7) == endpoints
 
 
 def test_names() -> None:
@@ -68,8 +68,13 @@ def test_a_record_is_read_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff", b"[]", b"{}", b"null", b'{"pid": 1', b'{"pid": "x", "region_names": []}']
-)
+    "data",
+    [
+        b"", b"\xff", b"[]", b"{}", b"null", b'{"pid": 1', b'{"pid": "x", "region_names": []}', b"[" * 5_000,
+        b'{"region_names": [], "pid": 1e400, "version": 1}', b'{"region_names": [], "pid": NaN, "version": 1}',
+        b'{"region_names": [[]], "pid": 1, "version": 1}', b"1" * 100_000, bytes(range(256)),
+    ],
+)  # fmt: skip
 def test_a_record_that_is_none(data: bytes) -> None:
     assert Record.decode(data) is None
 
