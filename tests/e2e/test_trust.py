@@ -51,6 +51,7 @@ def assert_serve_refused(coordinator: CoordinatorProcess, code: int, *words: str
 
 _SERVE_AS: Final = """
 import os, sys
+import encodings.ascii
 import dax_mp.daemons.start  # while what is imported can still be read
 from dax_mp.daemons.serve import _parser, main
 uid = int(sys.argv.pop(1))
