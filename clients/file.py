@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from dax_mp.clients import file_ranges
 from dax_mp.clients.file_ranges import FileRanges, as_offset
 from dax_mp.clients.handle import Handle
-from dax_mp.clients.mapping import ACCESS_DEFAULT, Mapping, map_file
+from dax_mp.clients.map_file import map_file
+from dax_mp.clients.mapping import ACCESS_DEFAULT, Mapping
 from dax_mp.clients.status import Extent, FileStat
 from dax_mp.errors import os_error
 from dax_mp.limits import OFFSET_BYTES_MAX
@@ -229,20 +230,24 @@ class DaxFile(FileRanges):
         *,
         flags: int = mmap.MAP_SHARED,
         prot: int = mmap.PROT_READ | mmap.PROT_WRITE,
+        trackfd: bool = True,
     ) -> Mapping:
         """Map `length` bytes from `offset` on, both in bytes. It stays mapped when the file is closed or unlinked.
 
         length: 0 is up to the end of the file. access: ACCESS_READ, ACCESS_WRITE, or ACCESS_COPY, whose stores are seen
         by this process alone; ACCESS_DEFAULT is what flags and prot say, as mmap.mmap has them. past_eof: the mapping
         may be longer than the file; an access past its end is a BusError until the file grows, and again after it
-        shrinks.
+        shrinks. trackfd: False refuses the mapping's `size` and `resize`, as mmap.mmap does from Python 3.13 on; a
+        mapping takes no descriptor either way. Of flags those are accepted whose meaning is kept: MAP_SHARED,
+        MAP_PRIVATE, MAP_POPULATE, MAP_NORESERVE, MAP_NONBLOCK, and those that mean nothing in Linux.
         Raises what mmap.mmap raises: ValueError for an empty file or a length past its end, OverflowError for negative
-        or too large numbers, OSError EINVAL for an offset that is not a multiple of the page size, PermissionError
-        where the file's mode does not allow the access; OSError ENOMEM without address space or VMAs left.
+        or too large numbers, OSError EINVAL for an offset that is not a multiple of the page size, EOPNOTSUPP for
+        other flags, PermissionError where the file's mode does not allow the access; OSError ENOMEM without address
+        space or VMAs left.
         """
         handle = self._open()
         length, offset = as_offset(length), as_offset(offset)
-        return map_file(handle, self._readable, self._writable, length, offset, access, past_eof, flags, prot)
+        return map_file(handle, self._readable, self._writable, length, offset, access, past_eof, flags, prot, trackfd)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

@@ -154,6 +154,8 @@ class FileRanges(io.RawIOBase):
     def _attribute(self, attribute: str) -> str:
         if not isinstance(attribute, str):
             raise TypeError(f"an attribute's name must be str, not {type(attribute).__name__}")
+        if "\0" in attribute:
+            raise ValueError("embedded null byte")
         if not 0 < len(attribute.encode()) <= NAME_BYTES_MAX:
             raise os_error(errno.ERANGE, filename=self.name)
         return attribute

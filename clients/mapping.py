@@ -24,8 +24,6 @@ from dax_mp.clients.mapping_cursor import MappingCursor, as_c_int, as_ssize
 from dax_mp.clients.page_table import PageTableEntry, read_page_table
 from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.errors import os_error
-from dax_mp.limits import OFFSET_BYTES_MAX
-from dax_mp.messages import Access
 
 if TYPE_CHECKING:
     from dax_mp.clients.handle import Handle
@@ -37,8 +35,6 @@ ACCESS_WRITE: Final = mmap.ACCESS_WRITE
 ACCESS_COPY: Final = mmap.ACCESS_COPY
 
 _MADVICES: Final = frozenset(value for name, value in vars(mmap).items() if name.startswith("MADV_"))
-_MAP_TYPE: Final = 0x0F
-"""The bits of mmap(2)'s flags that say whether the mapping is shared or private."""
 
 
 class Mapping(MappingCursor):
@@ -63,7 +59,9 @@ class Mapping(MappingCursor):
         >>> view.release(); mapping.close(); file.close()
     """
 
-    def __init__(self, handle: "Handle", vma_id: int, offset_bytes: int, length_bytes: int, access: int) -> None:
+    def __init__(
+        self, handle: "Handle", vma_id: int, offset_bytes: int, length_bytes: int, access: int, trackfd: bool
+    ) -> None:
         session = handle.session
         pgoff = offset_bytes // session.page_size
         writable, private = access in (ACCESS_WRITE, ACCESS_COPY), access == ACCESS_COPY
@@ -75,6 +73,7 @@ class Mapping(MappingCursor):
         """The file's name when it was opened."""
         self.offset_bytes = offset_bytes
         self.access = access
+        self._trackfd = trackfd
         session.channel.holdings.add_mapping(self)
 
     def inherit(self) -> None:
@@ -89,7 +88,10 @@ class Mapping(MappingCursor):
 
     def size(self) -> int:
         """The file's size in bytes, which need not be the mapping's. Raises OSError, ValueError when closed."""
-        return self._open_handle().size_bytes()
+        handle = self._open_handle()
+        if not self._trackfd:
+            raise ValueError("can't get size with trackfd=False")
+        return handle.size_bytes()
 
     def flush(self, offset: int = 0, size: int | None = None, /) -> None:
         """Return when all that was stored is as durable as the device is: fsync of the file.
@@ -117,6 +119,8 @@ class Mapping(MappingCursor):
         newsize = as_ssize(newsize)
         if self.access != ACCESS_WRITE:
             raise TypeError("mmap can't resize a readonly or copy-on-write memory map.")
+        if not self._trackfd:
+            raise ValueError("mmap can't resize with trackfd=False.")
         if newsize < 0 or newsize > sys.maxsize - self.offset_bytes:
             raise ValueError("new size out of range")
         if not newsize:
@@ -282,7 +286,7 @@ class Mapping(MappingCursor):
         """The file is opened by its name in the other process, and mapped alike; private copies stay here."""
         handle = self._open_handle()
         name = handle.stat().name or handle.name
-        return _remap, (handle.session, name, handle.ino, self.offset_bytes, len(self), self.access)
+        return _remap, (handle.session, name, handle.ino, self.offset_bytes, len(self), self.access, self._trackfd)
 
     def _request(self, kind: "RequestType", *fields: object) -> Any:
         """Raises ValueError where another thread has closed the mapping meanwhile."""
@@ -299,95 +303,12 @@ class Mapping(MappingCursor):
         return handle
 
 
-def _remap(session: Any, name: str, ino: int, offset_bytes: int, length_bytes: int, access: int) -> Mapping:
+def _remap(
+    session: Any, name: str, ino: int, offset_bytes: int, length_bytes: int, access: int, trackfd: bool
+) -> Mapping:
     """Unpickle a mapping. Raises FileNotFoundError where the file has no name any more, also when another has that."""
     with session.open(name, "r+" if access == ACCESS_WRITE else "r") as file:
         if file.stat().ino != ino:
             raise os_error(errno.ENOENT, filename=name)
-        mapping: Mapping = file.mmap(length_bytes, offset_bytes, access, past_eof=True)
+        mapping: Mapping = file.mmap(length_bytes, offset_bytes, access, past_eof=True, trackfd=trackfd)
         return mapping
-
-
-def map_file(
-    handle: "Handle",
-    readable: bool,
-    writable: bool,
-    length: int,
-    offset: int,
-    access: int,
-    past_eof: bool,
-    flags: int,
-    prot: int,
-) -> Mapping:
-    """What `DaxFile.mmap` does, and raises, for an open file with these rights.
-
-    The tests are those of mmap.mmap, in its order, then those of mmap(2).
-    """
-    access, flags, prot = as_c_int(access), as_c_int(flags), as_c_int(prot)
-    if length < 0:
-        raise OverflowError("memory mapped length must be positive")
-    if offset < 0:
-        raise OverflowError("memory mapped offset must be positive")
-    size_bytes = handle.size_bytes()
-    if length == 0:
-        if size_bytes == 0:
-            raise ValueError("cannot mmap an empty file")
-        if offset >= size_bytes:
-            raise ValueError("mmap offset is greater than file size")
-        length = size_bytes - offset
-    elif length + offset > size_bytes and not past_eof:
-        raise ValueError("mmap length is greater than file size")
-    access = _access_of(access, flags, prot, handle.name)
-    if length + offset > OFFSET_BYTES_MAX:
-        raise OverflowError("the mapping ends past the largest file offset")
-    if not readable or (access == ACCESS_WRITE and not writable):
-        raise os_error(errno.EACCES, filename=handle.name)
-    page_size = handle.session.page_size
-    if offset % page_size:
-        raise os_error(errno.EINVAL, f"the offset must be a multiple of the page size, {page_size}", handle.name)
-    mapping = _map(handle, offset, length, access)
-    if flags & mmap.MAP_POPULATE:
-        mapping.madvise(mmap.MADV_WILLNEED)
-    return mapping
-
-
-def _access_of(access: int, flags: int, prot: int, name: str) -> int:
-    """What mmap.mmap's `access`, or its `flags` and `prot`, come to: ACCESS_READ, ACCESS_WRITE or ACCESS_COPY.
-
-    Raises ValueError as mmap.mmap, OSError as mmap(2).
-    """
-    if access != ACCESS_DEFAULT:
-        if flags != mmap.MAP_SHARED or prot != mmap.PROT_READ | mmap.PROT_WRITE:
-            raise ValueError("mmap can't specify both access and flags, prot.")
-        if access not in (ACCESS_READ, ACCESS_WRITE, ACCESS_COPY):
-            raise ValueError("mmap invalid access parameter.")
-        return access
-    kind = flags & _MAP_TYPE
-    if kind not in (mmap.MAP_SHARED, mmap.MAP_PRIVATE, mmap.MAP_SHARED | mmap.MAP_PRIVATE):
-        raise os_error(errno.EINVAL, "the flags say neither MAP_SHARED nor MAP_PRIVATE", name)
-    if flags & mmap.MAP_ANONYMOUS:
-        raise os_error(errno.EINVAL, "the mapping of a file is not anonymous", name)
-    if prot & mmap.PROT_EXEC:
-        raise os_error(errno.EPERM, "the device holds data, not programs", name)
-    if not prot & mmap.PROT_WRITE:
-        return ACCESS_READ
-    return ACCESS_COPY if kind == mmap.MAP_PRIVATE else ACCESS_WRITE
-
-
-def _map(handle: "Handle", offset: int, length: int, access: int) -> Mapping:
-    page_size = handle.session.page_size
-    vma_access = Access.READ | Access.WRITE if access == ACCESS_WRITE else Access.READ
-    vma_id = handle.session.channel.request(
-        messages.Mmap,
-        handle.number,
-        offset // page_size,
-        -(-length // page_size),
-        int(vma_access),
-        int(access == ACCESS_COPY),
-        filename=handle.name,
-    )
-    try:
-        return Mapping(handle, vma_id, offset, length, access)
-    except OSError:
-        handle.session.channel.request(messages.Munmap, vma_id)
-        raise

@@ -33,12 +33,12 @@ from dax_mp import messages, mmu
 from dax_mp.clients import attach, fork
 from dax_mp.clients.channel import Channel
 from dax_mp.clients.file import DaxFile
+from dax_mp.clients.names import check_name
 from dax_mp.clients.page_table import Backing, FileId
 from dax_mp.clients.signals import keep_fault_handler_first
 from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps
 from dax_mp.endpoint import pager_path
 from dax_mp.errors import os_error
-from dax_mp.limits import NAME_BYTES_MAX
 
 CONNECT_TIMEOUT_S: Final = 30.0
 """How long a coordinator that is alive may take to answer Hello."""
@@ -190,9 +190,10 @@ class Session:
         ephemeral: a file that this creates loses its name when its last user, handle or mapping, is gone, however that
         process ended.
 
-        Raises FileNotFoundError, FileExistsError, OSError (EINVAL, ENAMETOOLONG: not a name), ValueError (the mode).
+        Raises FileNotFoundError, FileExistsError, OSError (EINVAL, ENAMETOOLONG: not a name), ValueError (the mode;
+        a NUL in the name).
         """
-        return DaxFile(self, _check_name(name), mode, ephemeral)
+        return DaxFile(self, check_name(name), mode, ephemeral)
 
     def listdir(self) -> list[str]:
         """The names of all files, in order."""
@@ -211,12 +212,12 @@ class Session:
 
     def stat(self, name: str | os.PathLike[str]) -> FileStat:
         """The file's size, blocks, and who has it mapped. Raises FileNotFoundError."""
-        text = _check_name(name)
+        text = check_name(name)
         return FileStat.from_reply(self.channel.request(messages.Stat, text, filename=text))
 
     def unlink(self, name: str | os.PathLike[str]) -> None:
         """Take the name away. The file lives on until the last handle and mapping is gone. Raises FileNotFoundError."""
-        text = _check_name(name)
+        text = check_name(name)
         self.channel.request(messages.Unlink, text, filename=text)
 
     def rename(self, old: str | os.PathLike[str], new: str | os.PathLike[str], replace: bool = True) -> None:
@@ -224,7 +225,7 @@ class Session:
 
         Raises FileNotFoundError, FileExistsError, OSError EINVAL.
         """
-        old_text, new_text = _check_name(old), _check_name(new)
+        old_text, new_text = check_name(old), check_name(new)
         flags = 0 if replace else int(messages.RenameFlag.NOREPLACE)
         try:
             self.channel.request(messages.Rename, old_text, new_text, flags)
@@ -235,7 +236,7 @@ class Session:
 
     def maps(self, name: str | os.PathLike[str]) -> list[VmaMaps]:
         """Every VMA, of every process, that has the file mapped: the coordinator's rmap. Raises FileNotFoundError."""
-        text = _check_name(name)
+        text = check_name(name)
         vmas: list[VmaMaps] = []
         vma_id = pgoff = 0
         while True:
@@ -378,18 +379,6 @@ def _new_token() -> bytes:
         token = os.urandom(messages.TOKEN_BYTES)
         if token[0]:
             return token
-
-
-def _check_name(name: str | os.PathLike[str]) -> str:
-    """The name, as it can be sent. Raises as open() does for such a name; the coordinator judges the rest."""
-    text = os.fspath(name)
-    if not isinstance(text, str):
-        raise TypeError(f"a file's name must be str, not {type(text).__name__}")
-    if not text:
-        raise os_error(errno.ENOENT, filename=text)
-    if len(text.encode()) > NAME_BYTES_MAX:  # UnicodeEncodeError, a ValueError, where it is not Unicode
-        raise os_error(errno.ENAMETOOLONG, filename=text)
-    return text
 
 
 def _close_at_exit(reference: "weakref.ref[Session]") -> None:

@@ -50,7 +50,12 @@ def default_endpoints(environment: Mapping[str, str], uid: int) -> tuple[str, ..
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Raises OSError (ENAMETOOLONG) where a socket's path in `endpoint` does not fit into a socket address."""
+    """Raises OSError (ENAMETOOLONG) where a socket's path in `endpoint` does not fit into a socket address.
+
+    Raises ValueError for a NUL in it.
+    """
+    if "\0" in endpoint:
+        raise ValueError("embedded null byte")
     path_bytes = len(os.fsencode(control_path(endpoint)))
     if path_bytes > SOCKET_PATH_BYTES_MAX:
         directory_bytes_max = SOCKET_PATH_BYTES_MAX - len(f"/{CONTROL_NAME}")

@@ -70,6 +70,15 @@ def encode(message: tuple[Any, ...]) -> bytes:
     return packed
 
 
+def _is_of_msgpack(error: Exception) -> bool:
+    """Has no other Python code than msgpack's run between the function that has caught it and where it was raised?"""
+    traceback = error.__traceback__
+    while traceback is not None and (traceback := traceback.tb_next) is not None:
+        if not traceback.tb_frame.f_globals.get("__name__", "").startswith("msgpack"):
+            return False
+    return True
+
+
 def decode(data: bytes) -> Any:
     """The message in `data`, of the class that its type names.
 
@@ -81,6 +90,8 @@ def decode(data: bytes) -> Any:
     try:
         fields = msgpack.unpackb(data)
     except Exception as error:  # msgpack documents no closed list of what unpackb may raise on garbage
+        if not _is_of_msgpack(error):
+            raise  # by a signal handler, which runs where it likes
         raise ProtocolError(f"not a msgpack message: {type(error).__name__}") from error
     if type(fields) is not list or not fields or type(fields[0]) is not int or fields[0] not in _types:
         raise ProtocolError("not a message of this protocol")

@@ -1,6 +1,8 @@
 """The wire: what is encoded is decoded, each limit holds, and garbage is a ProtocolError and nothing else."""
 
 import typing
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -20,6 +22,7 @@ from dax_mp.limits import (
     XATTR_BYTES_MAX,
 )
 from dax_mp.messages import CODES, Map, Open, Read, Reply, Unmap, Write, decode, encode
+from interrupts import interrupt
 
 U32_MAX = (1 << 32) - 1
 checked = settings(database=None, deadline=None, max_examples=300)
@@ -186,6 +189,27 @@ def test_a_message_that_is_too_long_is_not_looked_at() -> None:
 def test_garbage(garbage: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(garbage)
+
+
+@pytest.mark.parametrize("data", [encode(Open(1, "a", 0)), b"\xc1"])
+def test_the_exception_of_a_signal_handler_in_decode_is_no_protocol_error(data: bytes) -> None:
+    """Before whichever bytecode it comes, it is what the caller gets."""
+
+    for at in range(1, 10_000):
+        error = ValueError("of a handler")
+        raised = raised_by(partial(interrupt, partial(decode, data), at, error, "dax_mp.schema"))
+        if raised is not error:
+            break
+    assert type(raised) is (ProtocolError if data == b"\xc1" else type(None))
+    assert at > 20
+
+
+def raised_by(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
 
 
 def decode_or_refuse(data: bytes) -> None:

@@ -263,6 +263,9 @@ def test_attributes(session: dax_mp.Session, file: dax_mp.DaxFile) -> None:
         (lambda: file.setxattr("user.x", bytes(XATTR_BYTES_MAX + 1)), ("OSError", errno.E2BIG)),
         (lambda: file.setxattr("", b""), ("OSError", errno.ERANGE)),
         (lambda: file.setxattr("x" * 256, b""), ("OSError", errno.ERANGE)),
+        (lambda: file.setxattr("n\0", b""), ("ValueError", None)),
+        (lambda: file.getxattr("n\0"), ("ValueError", None)),
+        (lambda: file.removexattr("n\0"), ("ValueError", None)),
         (lambda: file.setxattr(b"x", b""), ("TypeError", None)),  # type: ignore[arg-type]
         (lambda: file.setxattr("x", "str"), ("TypeError", None)),  # type: ignore[arg-type]
     ]

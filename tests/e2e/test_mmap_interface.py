@@ -4,6 +4,7 @@ import errno
 import io
 import mmap
 import os
+import pickle
 import random
 import tempfile
 from collections.abc import Iterator
@@ -802,8 +803,49 @@ DIFFERENCES: Final[dict[str, tuple[str, Any]]] = {
     "resize a private mapping": ("map(flags=MAP_PRIVATE).resize(PAGE)", ("raised", "TypeError")),
     # Programs do not run from a device of data, as from a file system mounted noexec; and what has a file has a file.
     "PROT_EXEC": ("map(prot=4)", ("raised", "PermissionError", errno.EPERM)),
+    "trackfd": (
+        "map(trackfd=False).size()",
+        ("raised", "ValueError"),
+    ),
+    # The flags whose meaning is not kept. The kernel does not know MAP_SYNC for memory; mmap.mmap passes the others on.
+    "MAP_LOCKED": ("map(flags=MAP_SHARED | 0x2000)", ("raised", "OSError", errno.EOPNOTSUPP)),
+    "MAP_GROWSDOWN": ("map(flags=MAP_SHARED | 0x100)", ("raised", "OSError", errno.EOPNOTSUPP)),
+    "MAP_SYNC": ("map(flags=MAP_SHARED | 0x80000)", ("raised", "OSError", errno.EOPNOTSUPP)),
     "MAP_ANONYMOUS": ("map(flags=MAP_SHARED | MAP_ANONYMOUS)", ("raised", "OSError", errno.EINVAL)),
 }
+
+
+@pytest.mark.parametrize("flag", [0x10, 0x100000, 0x40, 0x40000, 0x4000000, 1 << 30])
+def test_mmap_flags_whose_meaning_is_not_kept_are_refused(session: dax_mp.Session, flag: int) -> None:
+    """MAP_FIXED (mmap.mmap would map over the program), MAP_FIXED_NOREPLACE, MAP_32BIT, MAP_HUGETLB, and others."""
+    with session.open("file", "w+") as file:
+        file.truncate(PAGE)
+        for kind in (mmap.MAP_SHARED, mmap.MAP_PRIVATE, mmap.MAP_SHARED | mmap.MAP_PRIVATE):
+            with pytest.raises(OSError, match=f"{flag:#x}") as raised:
+                file.mmap(flags=kind | flag)
+            assert (raised.value.errno, raised.value.filename) == (errno.EOPNOTSUPP, "file")
+        file.mmap(flags=mmap.MAP_SHARED | 0x4000 | 0x10000).close()  # MAP_NORESERVE, MAP_NONBLOCK
+    assert session.maps("file") == []
+
+
+def test_trackfd(session: dax_mp.Session) -> None:
+    """As mmap.mmap has it from Python 3.13 on: `size` and `resize` raise, all else is as ever."""
+    with session.open("file", "w+") as file:
+        file.truncate(2 * PAGE)
+        with file.mmap(trackfd=False) as mapping:
+            mapping[0] = 7
+            mapping.flush()
+            mapping.madvise(mmap.MADV_WILLNEED)
+            for misused in (mapping.size, lambda: mapping.resize(PAGE)):
+                with pytest.raises(ValueError, match="trackfd=False"):
+                    misused()
+            copy = pickle.loads(pickle.dumps(mapping))
+            with copy, pytest.raises(ValueError, match="trackfd=False"):
+                copy.resize(PAGE)
+            mapping.remap(PAGE)
+            assert (len(mapping), file.size, file.pread(1, 0)) == (PAGE, 2 * PAGE, b"\x07")
+        with file.mmap(trackfd=True) as mapping:
+            assert mapping.size() == 2 * PAGE
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)

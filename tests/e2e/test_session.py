@@ -150,7 +150,7 @@ def test_names(session: dax_mp.Session) -> None:
         ("/", OSError, errno.EINVAL),
         (".", OSError, errno.EINVAL),
         ("..", OSError, errno.EINVAL),
-        ("nul\0", OSError, errno.EINVAL),
+        ("nul\0", ValueError, None),
         ("\udc80", ValueError, None),
         (b"bytes", TypeError, None),
         (7, TypeError, None),
@@ -163,6 +163,31 @@ def test_bad_names(session: dax_mp.Session, name: Any, error: type[Exception], c
             call()
         assert getattr(raised.value, "errno", None) == code
     assert session.listdir() == ["good"]
+
+
+def test_nul_in_a_name_is_a_value_error(session: dax_mp.Session) -> None:
+    """As for open(); wherever a name, an attribute's name or an endpoint is taken."""
+    session.open("good", "x").close()
+    calls: list[Callable[[], Any]] = [
+        *(lambda mode=mode: session.open("a\0", mode) for mode in ("r", "w", "x", "a", "r+")),
+        lambda: session.stat("a\0"),
+        lambda: session.maps("a\0"),
+        lambda: session.unlink("a\0"),
+        lambda: session.rename("a\0", "good"),
+        lambda: session.rename("good", "a\0"),
+        lambda: dax_mp.SharedMemory("a\0", session=session),
+        lambda: dax_mp.SharedMemory("a\0", create=True, size=1, session=session),
+        lambda: dax_mp.connect("/tmp/a\0"),
+        lambda: dax_mp.shared_session("/tmp/a\0"),
+        lambda: dax_mp.launch(endpoint="/tmp/a\0", size="4MiB"),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="embedded null"):
+            call()
+    assert session.listdir() == ["good"]
+    with pytest.raises(OSError, match="NUL") as raised:  # the coordinator trusts no client in that
+        session.channel.request(messages.Open, "a\0", int(messages.OpenFlag.CREATE))
+    assert raised.value.errno == errno.EINVAL
 
 
 def test_names_that_are_not_there(session: dax_mp.Session) -> None:
