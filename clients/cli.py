@@ -2,55 +2,64 @@
 
 Every command is a few calls of the library. What can go wrong for a user is one line on stderr, `dax-mp: ...`, and an
 exit code: 1 for what failed, 2 for wrong usage, 130 for Ctrl-C. A reader of the output that goes away (`| head`) is not
-worth a line.
+worth a line. Names come from anybody: for people they are printed with their control characters escaped.
 
 The parts that take long to import (rich, the demo) are imported by the commands that use them.
 """
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn
 
 import click
 
 import dax_mp
-from dax_mp.clients import cli_copy, cli_show
+from dax_mp.clients import cli_files, cli_show, standard_streams
+from dax_mp.clients.cli_names import EXIT_ERROR, complain, matches, one_line
+from dax_mp.clients.cli_options import as_size, endpoint_option, json_option, name_argument
+from dax_mp.clients.interrupts import EXIT_INTERRUPTED, end_on_interrupt
 from dax_mp.clients.launch import HOLE_POLICIES, module_command, module_environment
-from dax_mp.sizes import parse_size
+from dax_mp.clients.standard_streams import OutputError
 
-EXIT_ERROR: Final = 1
 EXIT_USAGE: Final = 2
-EXIT_INTERRUPTED: Final = 130
+SHELLS: Final = ("bash", "zsh", "fish")
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _size(context: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
-    """The callback of an argument that is a number of bytes: 4096, 4KiB, 1.5GiB."""
-    try:
-        return None if text is None else parse_size(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), context, parameter) from error
+SECTIONS: Final = {
+    "The coordinator": ("serve", "df"),
+    "Files": ("put", "get", "ls", "stat", "maps", "cat", "cp", "mv", "rm", "touch", "xattr"),
+    "Their space": ("truncate", "fallocate", "punch"),
+    "Seeing it work": ("demo", "stress"),
+    "The shell": ("completion",),
+}
 
 
-def endpoint_option(command: Command) -> Command:
-    text = "Where the coordinator serves ($DAX_MP_ENDPOINT, else the user's own)."
-    return click.option("--endpoint", metavar="DIR", help=text)(command)
+class _Commands(click.Group):
+    """Its help lists the commands by section."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(60)) for name in names])
 
 
-def json_option(command: Command) -> Command:
-    return click.option("--json", "json_output", is_flag=True, help="Print JSON.")(command)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(dax_mp.__version__, prog_name="dax-mp")
 @click.pass_context
 def commands(context: click.Context) -> None:
-    """A DAX file system in user space, for many processes on one machine."""
+    """A DAX file system in user space, for many processes on one machine.
+
+    `dax-mp COMMAND --help` says more of each command.
+    """
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(EXIT_USAGE)
+
+
+for _command in (
+    *(cli_files.put, cli_files.get, cli_files.cat, cli_files.cp, cli_files.mv, cli_files.rm, cli_files.touch),
+    *(cli_files.truncate, cli_files.fallocate, cli_files.punch, cli_files.xattr),
+):
+    commands.add_command(_command)
 
 
 # --- the coordinator -----------------------------------------------------------------------------------------------
@@ -62,84 +71,41 @@ def commands(context: click.Context) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def serve(arguments: tuple[str, ...]) -> None:
     """Serve a PMem device to the processes of one user, until SIGTERM or Ctrl-C."""
+    standard_streams.silence_closed()
     command = module_command("dax_mp.daemons.serve", *arguments)
     os.execve(command[0], command, module_environment())
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
-
-
-@commands.command()
-@click.argument("file", metavar="FILE")
-@click.argument("name", metavar="[NAME]", required=False)
-@endpoint_option
-def put(file: str, name: str | None, endpoint: str | None) -> None:
-    """Copy FILE (- for stdin) in, as NAME; its holes stay holes."""
-    if name is None and file == cli_copy.STREAM:
-        raise click.UsageError("stdin has no name: give one (put - NAME)")
-    target = os.path.basename(file) if name is None else name
-    if not target or "/" in target:
-        raise click.UsageError(f"{target!r} is no file name: there are no directories")
-    with dax_mp.connect(endpoint) as session:
-        cli_copy.put(session, file, target)
-
-
-@commands.command()
-@click.argument("name", metavar="NAME")
-@click.argument("file", metavar="[FILE]", required=False)
-@endpoint_option
-def get(name: str, file: str | None, endpoint: str | None) -> None:
-    """Copy NAME out, to FILE (- for stdout); its holes stay holes."""
-    with dax_mp.connect(endpoint) as session:
-        cli_copy.get(session, name, name if file is None else file)
-
-
-@commands.command()
-@click.argument("name", metavar="NAME")
-@click.argument("size", metavar="SIZE", callback=_size)
-@click.option("--create", is_flag=True, help="Make the file if it is not there.")
-@endpoint_option
-def truncate(name: str, size: int, create: bool, endpoint: str | None) -> None:
-    """Make NAME SIZE long: what is past it goes, what is added is a hole."""
-    with dax_mp.connect(endpoint) as session, session.open(name, "a" if create else "r+") as file:
-        file.truncate(size)
-
-
-@commands.command()
-@click.argument("name", metavar="NAME")
-@click.argument("offset", metavar="OFFSET", callback=_size)
-@click.argument("length", metavar="LENGTH", callback=_size)
-@endpoint_option
-def punch(name: str, offset: int, length: int, endpoint: str | None) -> None:
-    """Make a hole in NAME: LENGTH bytes from OFFSET on read as zero, and whole pages give their blocks back."""
-    with dax_mp.connect(endpoint) as session, session.open(name, "r+") as file:
-        file.punch_hole(offset, length)
-
-
-@commands.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@endpoint_option
-def rm(names: tuple[str, ...], endpoint: str | None) -> None:
-    """Remove files. One that is mapped lives on until its last user is gone."""
-    with dax_mp.connect(endpoint) as session:
-        for name in names:
-            session.unlink(name)
 
 
 # --- what is there -------------------------------------------------------------------------------------------------
 
 
 @commands.command()
+@name_argument("names", "[NAME]...", nargs=-1)
 @json_option
 @endpoint_option
-def ls(json_output: bool, endpoint: str | None) -> None:
-    """List the files: size, what they take on the device, and how many processes have them mapped."""
+def ls(names: tuple[str, ...], json_output: bool, endpoint: str | None) -> int:
+    """List files: size, what they take on the device, and how many processes have them mapped.
+
+    A NAME may be a pattern ('*.log', quoted). Without any, all files are listed.
+    """
+    exit_code = 0
     with dax_mp.connect(endpoint) as session:
-        cli_show.show_files(session.scandir(), session.page_size, json_output)
+        files = session.scandir()
+        if names:
+            by_name = {file.name: file for file in files if file.name is not None}
+            chosen = dict.fromkeys(name for argument in names for name in matches(argument, list(by_name)))
+            files = [by_name[name] for name in chosen]
+            for argument in names:
+                if not matches(argument, list(by_name)):
+                    complain(f"{argument}: {os.strerror(2)}")
+                    exit_code = EXIT_ERROR
+        if files or not names:
+            cli_show.show_files(files, session.page_size, json_output)
+    return exit_code
 
 
 @commands.command()
-@click.argument("name", metavar="NAME")
+@name_argument()
 @json_option
 @endpoint_option
 def stat(name: str, json_output: bool, endpoint: str | None) -> None:
@@ -149,7 +115,7 @@ def stat(name: str, json_output: bool, endpoint: str | None) -> None:
 
 
 @commands.command()
-@click.argument("name", metavar="NAME")
+@name_argument()
 @json_option
 @endpoint_option
 def maps(name: str, json_output: bool, endpoint: str | None) -> None:
@@ -171,9 +137,12 @@ def df(json_output: bool, endpoint: str | None) -> None:
 
 
 @commands.command()
-@click.option("--size", callback=_size, help="Of the device.")
+@click.option("--size", metavar="SIZE", callback=as_size, help="Size of the device. [default: 32MiB]")
 def demo(size: int | None) -> int:
-    """Watch processes share a sparse file: holes and truncates, invalidated across them."""
+    """Watch processes share a sparse file.
+
+    Holes are filled and files truncated; each step shows which processes lose which page.
+    """
     from rich.console import Console
 
     from dax_mp.clients.demo import run_demo
@@ -182,17 +151,40 @@ def demo(size: int | None) -> int:
 
 
 @commands.command()
-@click.option("--processes", type=click.IntRange(1, 256), default=8, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.1, 86400), default=10.0, show_default=True)
-@click.option("--seed", type=int, help="Of the random choices. Default: a new one, which is printed.")
-@click.option("--hole-policy", type=click.Choice(HOLE_POLICIES), default="zero", show_default=True)
-@click.option("--no-kill", is_flag=True, help="Let every process live: else one is killed now and then.")
+@click.option("--processes", type=click.IntRange(1, 256), default=8, show_default=True, help="How many processes.")
+@click.option("--seconds", type=click.FloatRange(0.1, 86400), default=10.0, show_default=True, help="For how long.")
+@click.option("--seed", type=int, help="Seed of the random choices. [default: a new one, which is printed]")
+@click.option(
+    "--hole-policy", type=click.Choice(HOLE_POLICIES), default="zero", show_default=True, help="What holes read from."
+)
+@click.option("--no-kill", is_flag=True, help="Let every process live. [default: one is killed now and then]")
 @json_option
 def stress(processes: int, seconds: float, seed: int | None, hole_policy: str, no_kill: bool, json_output: bool) -> int:
-    """Let many processes use shared files at random, and check every byte that they see."""
+    """Let many processes use shared files at random, and check every byte that they see.
+
+    It serves a device of its own for that.
+    """
     from dax_mp.clients.stress import run_stress
 
     return run_stress(processes, seconds, seed, hole_policy, json_output, kill=not no_kill)
+
+
+# --- the shell -----------------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("shell", metavar="|".join(SHELLS), type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands, options and names of files on the device.
+
+    For bash: eval "$(dax-mp completion bash)" in ~/.bashrc; for zsh the same with zsh in ~/.zshrc; for fish:
+    dax-mp completion fish > ~/.config/fish/completions/dax-mp.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    print(kind(commands, {}, "dax-mp", "_DAX_MP_COMPLETE").source())
 
 
 # --- the frame around them -----------------------------------------------------------------------------------------
@@ -200,35 +192,36 @@ def stress(processes: int, seconds: float, seed: int | None, hole_policy: str, n
 
 def main() -> NoReturn:
     """Run the command that the arguments name, and end the process with its exit code."""
+    standard_streams.prepare()
     try:
-        exit_code = commands.main(prog_name="dax-mp", standalone_mode=False)
-        sys.stdout.flush()  # here, where it can still be caught that nobody reads it
-    except click.Abort:
+        exit_code = _run()
+        sys.stdout.flush()  # here, where it can still be said that it has failed
+    except KeyboardInterrupt:
+        standard_streams.drop_output()
         exit_code = EXIT_INTERRUPTED
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "dax-mp"
-        _complain(f"{error.format_message()} (see: {command} --help)")
-        exit_code = EXIT_USAGE
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        standard_streams.drop_output()
         exit_code = EXIT_ERROR
-    except (OSError, ValueError) as error:
-        _complain(_one_line(error))
+    except OutputError as error:
+        standard_streams.drop_output()
+        complain(one_line(error))
         exit_code = EXIT_ERROR
+    end_on_interrupt()
     sys.exit(exit_code)
 
 
-def _one_line(error: OSError | ValueError) -> str:
-    if not isinstance(error, OSError):
-        return str(error)
-    names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    text = error.strerror or str(error)
-    return f"{names}: {text}" if names else text
-
-
-def _complain(text: str) -> None:
-    print("dax-mp:", " ".join(text.split()), file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()
+def _run() -> int:
+    """Returns the exit code. Raises KeyboardInterrupt, and what stdout raises."""
+    try:
+        return commands.main(prog_name="dax-mp", standalone_mode=False) or 0
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "dax-mp"
+        complain(" ".join(f"{error.format_message()} (see: {command} --help)".split()))
+        return EXIT_USAGE
+    except (BrokenPipeError, OutputError):
+        raise
+    except (OSError, ValueError) as error:
+        complain(one_line(error))
+        return EXIT_ERROR

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from dax_mp.clients.standard_streams import printable
 from dax_mp.clients.status import DeviceStat, FileStat, MappedRange, VmaMaps
 from dax_mp.messages import Access
 from dax_mp.sizes import format_size
@@ -28,6 +29,14 @@ def show_files(files: list[FileStat], page_size: int, json_output: bool) -> None
         for file in files
     ]
     _print_table(("name", "size", "allocated", "mapped by"), rows)
+
+
+def show_names(names: list[str], json_output: bool) -> None:
+    if json_output:
+        _print_json(names)
+        return
+    for name in names:
+        print(printable(name))
 
 
 def show_file(file: FileStat, page_size: int, json_output: bool) -> None:
@@ -103,7 +112,7 @@ def _print_table(headers: Sequence[str] | None, rows: Iterable[Sequence[object]]
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, show_header=headers is not None)
-    cells = [[Text("" if cell is None else str(cell)) for cell in row] for row in rows]
+    cells = [[Text("" if cell is None else printable(str(cell))) for cell in row] for row in rows]
     for index in range(len(headers or (cells[0] if cells else ()))):
         numeric = headers is not None and all(row[index].plain[:1].isdigit() for row in cells)
         header = headers[index].upper() if headers is not None else ""
@@ -120,7 +129,8 @@ def _console() -> "Console":
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+    ascii_only = not sys.stdout.encoding.lower().startswith("utf")
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=ascii_only))
 
 
 def _plain(value: Any) -> Any:

@@ -21,9 +21,10 @@ vma_messages __main__
 """
 DAEMONS: Final = "__init__ liveness loop region runtime_directory serve signals sockets start sweep"
 CLIENTS: Final = """
-__init__ arrays attach bus_error channel child cli cli_copy cli_show demo demo_actor demo_stage direct_io file
-file_ranges fork handle holdings lane launch mapping mapping_cursor page_table session shareable_list shared_memory
-shared_memory_manager signals status stress stress_cells stress_ledger stress_worker zmtp
+__init__ arrays attach bus_error channel child cli cli_copy cli_files cli_names cli_options cli_show cli_target demo
+demo_actor demo_stage direct_io file file_ranges fork handle holdings interrupts lane launch mapping mapping_cursor
+page_table session shareable_list shared_memory shared_memory_manager signals standard_streams status stress
+stress_cells stress_ledger stress_worker zmtp
 """
 METADATA: Final = "METADATA RECORD WHEEL entry_points.txt top_level.txt"
 

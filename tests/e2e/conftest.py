@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 import dax_mp
+from command_line import CommandLine
 from dax_mp.clients import session as session_module
 from script_process import Script, ScriptProcess
 
@@ -23,6 +24,12 @@ def session(daemon: dax_mp.Daemon) -> Iterator[dax_mp.Session]:
         for name in session.listdir():
             session.unlink(name)
         yield session
+
+
+@pytest.fixture
+def command(session: dax_mp.Session) -> CommandLine:
+    """The command line at the coordinator of `session`, which has no file at first."""
+    return CommandLine(session.endpoint)
 
 
 @pytest.fixture(autouse=True)

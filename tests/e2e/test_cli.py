@@ -2,197 +2,20 @@
 
 import json
 import os
-import pty
-import random
-import select
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
 import dax_mp
-from dax_mp.clients import cli, cli_copy
-from dax_mp.clients.launch import module_environment
+from command_line import TIMEOUT_S, CommandLine
+from dax_mp.clients import cli
 from script_process import Script
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
-TIMEOUT_S: Final = 60
-
-
-class CommandLine:
-    """dax-mp, at one endpoint."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.environment = {**module_environment(), "DAX_MP_ENDPOINT": endpoint, "COLUMNS": "80"}
-
-    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-P", "-m", "dax_mp.clients.cli", *arguments]
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self.environment, **{**streams, **options})
-
-    def run(self, *arguments: str, data: bytes | None = None) -> tuple[int, bytes, str]:
-        """(exit code, stdout, stderr)."""
-        with self.start(*arguments, stdin=subprocess.PIPE) as process:
-            output, errors = process.communicate(data, TIMEOUT_S)
-        return process.returncode, output, errors.decode()
-
-    def succeed(self, *arguments: str, data: bytes | None = None) -> bytes:
-        """stdout of a command that has nothing to complain about."""
-        code, output, errors = self.run(*arguments, data=data)
-        assert (code, errors) == (0, "")
-        return output
-
-    def fail(self, *arguments: str, code: int = 1, data: bytes | None = None) -> str:
-        """The one line of a command that fails."""
-        exit_code, output, errors = self.run(*arguments, data=data)
-        assert (exit_code, output) == (code, b""), errors
-        assert errors.startswith("dax-mp: ")
-        assert errors.count("\n") == 1
-        return errors
-
-
-@pytest.fixture
-def command(session: dax_mp.Session) -> CommandLine:
-    """At the coordinator of `session`, which has no file at first."""
-    return CommandLine(session.endpoint)
-
-
-@pytest.fixture
-def sparse_path(tmp_path: Path) -> Path:
-    """A real file with data at both ends of a hole, and a hole at its end."""
-    path = tmp_path / "sparse"
-    with open(path, "wb") as stream:
-        stream.write(random.Random(1).randbytes(2 * PAGE + 5))
-        stream.seek(3 << 20)
-        stream.write(random.Random(2).randbytes((1 << 20) + PAGE + 77))
-        stream.truncate((6 << 20) + 123)
-    return path
-
-
-# --- put and get ------------------------------------------------------------------------------------------------------
-
-
-def test_put_and_get_keep_holes(command: CommandLine, session: dax_mp.Session, sparse_path: Path) -> None:
-    assert command.succeed("put", str(sparse_path)) == b""
-    stat = session.stat("sparse")
-    assert stat.size_bytes == sparse_path.stat().st_size
-    assert stat.blocks * PAGE <= sparse_path.stat().st_blocks * 512
-    with session.open("sparse") as file:
-        assert file.readall() == sparse_path.read_bytes()
-        assert file.seek(3 * PAGE, dax_mp.SEEK_DATA) == 3 << 20
-    copy = sparse_path.with_name("copy")
-    command.succeed("get", "sparse", str(copy))
-    assert copy.read_bytes() == sparse_path.read_bytes()
-    assert copy.stat().st_blocks <= sparse_path.stat().st_blocks + 2 * PAGE // 512
-    assert sorted(os.listdir(copy.parent)) == ["copy", "sparse"]
-    assert session.listdir() == ["sparse"]
-
-
-def test_put_and_get_an_empty_file_and_one_hole(command: CommandLine, session: dax_mp.Session, tmp_path: Path) -> None:
-    for size in (0, 1, 40 << 20):
-        with open(tmp_path / "file", "wb") as stream:
-            stream.truncate(size)
-        command.succeed("put", str(tmp_path / "file"))
-        assert (session.stat("file").size_bytes, session.stat("file").blocks) == (size, 0)
-        command.succeed("get", "file", str(tmp_path / "back"))
-        assert (tmp_path / "back").stat().st_size == size
-        assert (tmp_path / "back").stat().st_blocks == 0
-
-
-def test_streams(command: CommandLine, session: dax_mp.Session, tmp_path: Path) -> None:
-    data = random.Random(3).randbytes((2 << 20) + 99)
-    command.succeed("put", "-", "streamed", data=data)
-    assert command.succeed("get", "streamed", "-") == data
-    assert "put - NAME" in command.fail("put", "-", code=2, data=b"")
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    with command.start("get", "streamed", str(fifo)) as process:
-        assert fifo.read_bytes() == data
-    assert process.returncode == 0
-    assert fifo.is_fifo()
-    command.succeed("put", "/proc/self/stat", "proc")  # a file that says it is empty
-    assert session.stat("proc").size_bytes > 10
-
-
-def test_put_replaces_and_leaves_what_is_mapped(command: CommandLine, session: dax_mp.Session, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"new")
-    with session.open("file", "w+") as file:
-        file.write(b"old content")
-        mapping = file.mmap()
-    command.succeed("put", str(tmp_path / "file"))
-    assert mapping[:3] == b"old"
-    with session.open("file") as file:
-        assert file.readall() == b"new"
-
-
-def test_get_replaces_at_once(command: CommandLine, session: dax_mp.Session, tmp_path: Path) -> None:
-    """Through a link, and keeping the mode of what was there."""
-    target, link = tmp_path / "target", tmp_path / "link"
-    target.write_bytes(b"old")
-    target.chmod(0o640)
-    link.symlink_to(target)
-    with session.open("file", "w") as file:
-        file.write(b"new")
-    with open(target, "rb") as before:
-        command.succeed("get", "file", str(link))
-        assert before.read() == b"old"
-    assert target.read_bytes() == b"new"
-    assert target.stat().st_mode & 0o777 == 0o640
-    assert link.is_symlink()
-    command.succeed("get", "file", str(tmp_path))
-    assert (tmp_path / "file").read_bytes() == b"new"
-
-
-def test_a_copy_that_fails_leaves_nothing(session: dax_mp.Session, tmp_path: Path) -> None:
-    with dax_mp.launch("4MiB") as daemon, dax_mp.connect(daemon.endpoint) as small:
-        command = CommandLine(daemon.endpoint)
-        (tmp_path / "large").write_bytes(bytes(5 << 20))
-        assert "No space left" in command.fail("put", str(tmp_path / "large"))
-        assert small.listdir() == []
-        assert small.statfs().pages_free == small.statfs().pages
-        (tmp_path / "small").write_bytes(b"fits")
-        command.succeed("put", str(tmp_path / "small"))
-        command.fail("get", "small", str(tmp_path / "missing" / "file"))
-        command.fail("get", "small", "/proc/version")
-        command.fail("put", str(tmp_path))
-        command.fail("put", str(tmp_path / "nothing"))
-        command.fail("put", str(tmp_path / "small"), "a/b", code=2)
-        assert small.listdir() == ["small"]
-    assert sorted(os.listdir(tmp_path)) == ["large", "small"]
-
-
-def test_a_long_copy_shows_its_progress_on_a_terminal(
-    command: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    with open(tmp_path / "long", "wb") as stream:
-        stream.write(b"x" * (16 << 20))
-        stream.truncate(cli_copy.LONG_BYTES)
-    controller, terminal = pty.openpty()
-    try:
-        with command.start("put", str(tmp_path / "long"), stderr=terminal) as process:
-            os.close(terminal)
-            shown = read_terminal(controller)
-    finally:
-        os.close(controller)
-    assert process.returncode == 0
-    assert b"put" in shown
-    assert b"64" in shown
-    assert command.run("put", str(tmp_path / "long"))[2] == ""
-
-
-def read_terminal(controller: int) -> bytes:
-    """All that is shown until the last process lets go of the terminal."""
-    shown = b""
-    while True:
-        assert select.select([controller], [], [], TIMEOUT_S)[0]
-        try:
-            shown += os.read(controller, 65536)
-        except OSError:  # EIO: nobody has it any more
-            return shown
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
