@@ -12,6 +12,7 @@ SOURCES = [
     "pager_type.c",
     "window.c",
     "window_table.c",
+    "closed.c",
     "translations.c",
     "scratch.c",
     "private.c",

@@ -24,6 +24,7 @@ _REASONS: Final = {
     errno.ESTALE: "the session is closed, or was evicted: connect() again",
     errno.EIO: "the coordinator has ended: start another and connect() again",
 }
+_CLOSED: Final = "the mapping was closed: np.frombuffer(mapping) keeps it open, np.ndarray(buffer=mapping) does not"
 
 
 class BusError(OSError):
@@ -55,9 +56,12 @@ class BusError(OSError):
         code, window, offset_bytes = mmu.take_bus_error() or (errno.EFAULT, None, 0)
         text = _REASONS.get(code, os.strerror(code))
         if window is None:
-            super().__init__(code, f"{text} (through a mapping that is closed now)")
+            text = _CLOSED if code == errno.ESTALE else f"{text} (through a mapping that is closed now)"
+            super().__init__(code, text)
             return
         mapping: Mapping = window  # type: ignore[assignment]  # this library makes no other windows
+        if mapping.closed:
+            text = _CLOSED
         self.offset_bytes = mapping.offset_bytes + offset_bytes
         super().__init__(code, f"{text} (at offset {self.offset_bytes})", mapping.name)
 

@@ -5,7 +5,7 @@ file. This adds what makes it a mapping of a file: the VMA at the coordinator, w
 handle of the file, shared with the file object, which may be closed before the mapping is (as the kernel's VMA keeps
 its struct file).
 
-The end of one, in order: the window drops its translations and gives its address space back; only then may the
+The end of one, in order: the window drops its translations (its address range stays out of use); only then may the
 coordinator forget the VMA (Munmap), since from then on it no longer tells this process to unmap anything of it. That
 order holds in the destructor too: see `holdings.py`.
 """

@@ -106,8 +106,9 @@ class Window:
         """mmap.mmap.move: the ranges may overlap. Raises ValueError out of bounds, TypeError read-only, BusError."""
 
     def close(self) -> None:
-        """Drop the translations and give the address space back. May be called again.
+        """Drop the translations. May be called again.
 
+        Where the address was out, it stays out of use while the object lives: an access to it is a BusError (ESTALE).
         Raises BufferError while exports are out.
         """
 
@@ -115,7 +116,7 @@ class Window:
     def closed(self) -> bool: ...
     @property
     def address(self) -> int:
-        """Where it is mapped; 0 when closed."""
+        """Where it is mapped; 0 when closed. It is out from then on: see close()."""
 
     @property
     def exports(self) -> int: ...
@@ -145,7 +146,8 @@ def set_bus_error(cls: type[BaseException], /) -> None:
 def take_bus_error() -> tuple[int, Window | None, int] | None:
     """(errno, window, offset_bytes in it) of this thread's last failed access, once; drops its scratch pages.
 
-    None when there was none. The window is None when it has been closed since.
+    None when there was none. The window is None when it has been closed since. With ESTALE it may be one that was
+    closed before the access, or that has moved: then it is None when the object is gone.
     """
 
 def claim_signals() -> None:

@@ -9,7 +9,7 @@
 
 struct bus_error {
     int error; /* errno; 0: none */
-    struct window *window;
+    struct window *window; /* NULL: one that was closed already, and `offset_bytes` is the address */
     uint64_t serial; /* of the window */
     uint64_t offset_bytes;
 };

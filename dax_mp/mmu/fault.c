@@ -164,15 +164,22 @@ static void pass_on(int signal, siginfo_t *info, void *context, bool made)
 
 /* --- the handler ------------------------------------------------------------------------------------------------- */
 
+/* Whether the kernel has raised it for a load or store. */
+static bool is_of_access(int signal, const siginfo_t *info)
+{
+    if (was_sent(info))
+        return false;
+    return signal == SIGSEGV ? info->si_code == SEGV_MAPERR || info->si_code == SEGV_ACCERR
+                             : info->si_code == BUS_ADRERR;
+}
+
 /* Fills `fault` and returns true when this is an access to a window that the pager can do something about. */
 static bool is_ours(int signal, const siginfo_t *info, const ucontext_t *context, struct fault *fault)
 {
     enum access access;
     struct window *window;
 
-    if (was_sent(info))
-        return false;
-    if (signal == SIGSEGV ? info->si_code != SEGV_MAPERR && info->si_code != SEGV_ACCERR : info->si_code != BUS_ADRERR)
+    if (!is_of_access(signal, info))
         return false;
     window = window_at((uintptr_t)info->si_addr);
     access = access_of(context);
@@ -225,6 +232,23 @@ static void raise_sigbus(const siginfo_t *fault, const ucontext_t *context)
     syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGBUS, &info);
 }
 
+/* False: it is no access to a window that was closed. */
+static bool serve_closed(int signal, siginfo_t *info, const ucontext_t *context)
+{
+    enum access access = is_of_access(signal, info) ? access_of(context) : ACCESS_OTHER;
+    enum closed_access served = CLOSED_NOT;
+
+    if (access != ACCESS_OTHER)
+        served = closed_serve((uintptr_t)info->si_addr, access == ACCESS_WRITE);
+    if (served == CLOSED_SCRATCH)
+        bus_error(NULL, 0, (uintptr_t)info->si_addr, ESTALE);
+    else if (served == CLOSED_SIGBUS)
+        raise_sigbus(info, context);
+    else if (served == CLOSED_NO_VMA)
+        default_action(signal, info, false); /* the instruction can neither go on nor be given up */
+    return served != CLOSED_NOT;
+}
+
 static void on_fault(int signal, siginfo_t *info, void *context)
 {
     int saved_errno = errno;
@@ -234,7 +258,8 @@ static void on_fault(int signal, siginfo_t *info, void *context)
         raised_sigbus = false;
         pass_on(signal, info, context, true);
     } else if (!is_ours(signal, info, context, &fault)) {
-        pass_on(signal, info, context, false);
+        if (!serve_closed(signal, info, context))
+            pass_on(signal, info, context, false);
     } else {
         pager_serve(fault.window->pager, &fault);
         if (fault.error && fault.window->pager->config.sigbus && signal == SIGBUS)

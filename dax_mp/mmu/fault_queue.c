@@ -76,8 +76,13 @@ void pager_serve(struct pager *pager, struct fault *fault)
     if (is_copy(fault))
         return;
     fault->error = fault->kind == FAULT_FRAME_GONE ? EIO : fault_error(pager);
-    if (fault->raw)
-        fault->has_scratch = !window_map_scratch(fault->window, fault->pgoff, 1, fault->write);
+    if (fault->raw) {
+        int error = window_map_scratch(fault->window, fault->serial, fault->pgoff, 1, fault->write);
+
+        fault->has_scratch = !error;
+        if (error == ESTALE) /* the window is closed since: that is what the access finds now */
+            fault->error = 0;
+    }
     pager_count(pager, COUNT_BUS_ERRORS, 1);
 }
 
@@ -128,19 +133,26 @@ void fault_fail(struct pager *pager, struct fault *fault, int error, uint64_t pg
 {
     uint64_t scratch_pages = 1;
 
-    if (fault->window->serial == fault->serial && is_copy(fault)) {
+    if (fault->window->serial != fault->serial) { /* it is closed since: that is what the access finds now */
+        fault_answer(fault, 0);
+        return;
+    }
+    if (is_copy(fault)) {
         answer_copy(pager, fault);
         return;
     }
     if (fault->pgoff >= pgoff && fault->pgoff - pgoff < length_pages)
         scratch_pages = length_pages - (fault->pgoff - pgoff);
     if (fault->raw) {
+        int failure;
+
         windows_lock();
-        if (fault->window->serial == fault->serial)
-            do
-                fault->has_scratch = !window_map_scratch(fault->window, fault->pgoff, scratch_pages, fault->write);
-            while (!fault->has_scratch && (windows_give_up_mappings(true) || windows_use_spare()));
+        do
+            failure = window_map_scratch(fault->window, fault->serial, fault->pgoff, scratch_pages, fault->write);
+        while (failure && failure != ESTALE && (windows_give_up_mappings(true) || windows_use_spare()));
         windows_unlock();
+        fault->has_scratch = !failure;
+        error = failure == ESTALE ? 0 : error;
     }
     pager_count(pager, COUNT_BUS_ERRORS, 1);
     fault_answer(fault, error);

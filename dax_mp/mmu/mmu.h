@@ -52,10 +52,11 @@ struct window {
     uint64_t reserved_pages; /* address space, from `base` on; the window may grow so far in its place */
     uint64_t reach_pages;    /* how long it has been while its address was out: an access past its end is a fault too */
     bool is_private;         /* a store makes a copy that this process alone sees: see private.c */
-    uint64_t serial; /* tells this window from earlier and later ones in the same structure; never 0 */
+    _Atomic uint64_t serial; /* tells this window from earlier and later ones in the same structure; never 0 */
     bool writable;
     struct pager *pager;
     void *object;        /* its Python object, borrowed: valid while the window is open, used with the GIL only */
+    bool is_out;         /* the GIL: somebody has got its address, and may use it when it is closed */
     struct window *next; /* in its pager's hash chain; when not open, in the list of free ones */
     size_t index;        /* in its chunk */
     struct chunk *chunk;
@@ -89,13 +90,23 @@ void window_rebind(struct window *window, struct pager *pager, uint64_t vma_id);
 int window_keep(struct window *window, uint64_t first, uint64_t end);
 /* Takes one such call back. ENOENT: there was none. */
 int window_let_go(struct window *window, uint64_t first, uint64_t end);
-/* Gives the address space back. Nothing may use its memory any more. */
+/* Drops its translations. Where its address was out the address space stays out of use: for as long as its object lives,
+ * until windows_forget(object), and after that while there is enough. */
 void window_close(struct window *window);
+/* The object of windows that are closed is gone. */
+void windows_forget(const void *object);
 
 /* The open window that `address` is in, or NULL. Takes no lock. */
 struct window *window_at(uintptr_t address);
 
-/* Whether any window is open. Takes windows_lock() itself. */
+enum closed_access { CLOSED_NOT, CLOSED_SCRATCH, CLOSED_SIGBUS, CLOSED_NO_VMA };
+/* For an access in no open window: whether it is in a closed one, and what is to become of it; with CLOSED_SCRATCH the
+ * instruction can end. Takes no lock. */
+enum closed_access closed_serve(uintptr_t address, bool writable);
+/* With windows_lock() held: the object, if it is still there, of the closed window that has `address`; NULL: none. */
+const void *closed_owner(uintptr_t address, uint64_t *offset_bytes);
+
+/* Whether any window is open, or closed and kept. Takes windows_lock() itself. */
 bool windows_any(void);
 
 /* With windows_lock() held. */
@@ -134,8 +145,9 @@ uint64_t window_clear_scratch(struct window *window);
 bool window_scratch_came(const struct window *window, uint64_t cleared);
 
 /* Puts private memory under a page whose access failed, so that the instruction can end; and under the pages after
- * it, as far as `length_pages` goes and a bound allows. Needs no lock. 0 or an errno. */
-int window_map_scratch(struct window *window, uint64_t pgoff, uint64_t length_pages, bool writable);
+ * it, as far as `length_pages` goes and a bound allows. Needs no lock. 0 or an errno; ESTALE where the window is closed,
+ * or has moved, since it had that serial. */
+int window_map_scratch(struct window *window, uint64_t serial, uint64_t pgoff, uint64_t length_pages, bool writable);
 
 /* --- private windows (private.c) --------------------------------------------------------------------------------- */
 

@@ -41,12 +41,15 @@ static PyObject *set_bus_error(PyObject *module, PyObject *class)
 }
 
 /* The Python object of the window, if it still is that window. */
-static PyObject *window_object_of(const struct bus_error *taken)
+static PyObject *window_object_of(struct bus_error *taken)
 {
     PyObject *object;
 
     windows_lock();
-    object = taken->window->serial == taken->serial ? taken->window->object : NULL;
+    if (!taken->window) /* it was closed when the access came */
+        object = (PyObject *)closed_owner(taken->offset_bytes, &taken->offset_bytes);
+    else
+        object = taken->window->serial == taken->serial ? taken->window->object : NULL;
     windows_unlock();
     return Py_NewRef(object && Py_REFCNT(object) ? object : Py_None); /* not one that is being deallocated */
 }
@@ -54,12 +57,14 @@ static PyObject *window_object_of(const struct bus_error *taken)
 static PyObject *take_bus_error(PyObject *module, PyObject *unused)
 {
     struct bus_error taken;
+    PyObject *object;
 
     (void)module;
     (void)unused;
     if (!bus_error_take(&taken))
         Py_RETURN_NONE;
-    return Py_BuildValue("iNK", taken.error, window_object_of(&taken), (unsigned long long)taken.offset_bytes);
+    object = window_object_of(&taken);
+    return Py_BuildValue("iNK", taken.error, object, (unsigned long long)taken.offset_bytes);
 }
 
 static PyObject *claim_signals(PyObject *module, PyObject *unused)

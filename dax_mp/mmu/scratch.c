@@ -67,23 +67,30 @@ static void remember_scratch(struct window *window, uint64_t first_page, uint64_
     atomic_store(&any_scratch, true);
 }
 
-int window_map_scratch(struct window *window, uint64_t pgoff, uint64_t length_pages, bool writable)
+int window_map_scratch(struct window *window, uint64_t serial, uint64_t pgoff, uint64_t length_pages, bool writable)
 {
     uint64_t pages_max = writable ? 1 : SCRATCH_BYTES_MAX / page_size_bytes();
     uint64_t first = pgoff - window->pgoff, end = first + (length_pages < pages_max ? length_pages : pages_max);
     int error;
 
-    if (end > window->reach_pages)
-        end = window->reach_pages;
-    if (first >= end)
-        return EFAULT;
     atomic_fetch_add(&window->scratch_making, 1);
     atomic_fetch_add(&window->scratch_made, 1);
-    error = map_scratch(window, first, end, writable);
+    if (end > window->reach_pages)
+        end = window->reach_pages;
+    if (atomic_load(&window->serial) != serial)
+        error = ESTALE;
+    else
+        error = first < end ? map_scratch(window, first, end, writable) : EFAULT;
     if (!error) /* after the mapping is there: whoever drops the range from here on drops this too */
         remember_scratch(window, first, end - first);
     atomic_fetch_sub(&window->scratch_making, 1);
     return error;
+}
+
+void await_scratch(struct window *window)
+{
+    while (atomic_load(&window->scratch_making))
+        sched_yield();
 }
 
 bool has_scratch(const struct window *window)
@@ -122,6 +129,7 @@ void windows_drop_scratch(void)
     windows_lock();
     if (atomic_exchange(&any_scratch, false))
         for_each_window(drop_scratch);
+    closed_drop_scratch();
     fill_spare();
     windows_unlock();
 }
@@ -130,8 +138,7 @@ uint64_t window_clear_scratch(struct window *window)
 {
     uint64_t made = atomic_load(&window->scratch_made);
 
-    while (atomic_load(&window->scratch_making)) /* one that is counted, and cannot be dropped yet */
-        sched_yield();
+    await_scratch(window); /* one that is counted, and cannot be dropped yet */
     if (has_scratch(window))
         windows_drop_scratch();
     return made;

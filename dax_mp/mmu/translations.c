@@ -67,8 +67,11 @@ bool windows_use_spare(void)
 
 void translations_init(void)
 {
+    uint64_t max_map_count = read_max_map_count();
+
     fill_spare();
-    mappings_max = read_max_map_count() / VMAS_PER_MAPPING / 4 * 3;
+    mappings_max = max_map_count / VMAS_PER_MAPPING / 4 * 3;
+    closed_init(max_map_count);
 }
 
 static void count_none(struct window *window)
@@ -235,7 +238,7 @@ bool windows_give_up_mappings(bool gather)
     struct window *first = mappings ? window_with_most_mappings() : NULL, *window = first;
 
     if (!first)
-        return false;
+        return closed_give_back();
     do {
         if (window->mappings)
             give_up_window(window, gather);

@@ -3,16 +3,20 @@
  * A window is reserved as private anonymous PROT_NONE memory; what is mapped over it is in translations.c. No kernel
  * mapping of a shared window is inherited over fork (MADV_DONTFORK): the coordinator knows nothing of the child, and
  * its unmaps would not reach it.
+ *
+ * What is reserved is never given back while a view may point there: see closed.c.
  */
 
 #include "window.h"
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 enum { RESERVED_TIMES = 8 };
 static const uint64_t RESERVED_BYTES_MIN = 1ull << 30, RESERVED_BYTES_MAX = 1ull << 45;
+static const uint64_t LIMIT_SHARE = 1024;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t last_serial;
@@ -43,20 +47,40 @@ int reserve(void *address, uint64_t length_bytes, bool is_private, int flags, vo
     return !is_private && madvise(*reserved, length_bytes, MADV_DONTFORK) ? errno : 0;
 }
 
-/* Reserves for a window of `length_pages` that may grow: eight times as much, and a GiB at least, so that 65536 windows
- * of up to 128 MiB, or a few of many TiB, fit into 47 bits; less where the process may not have so much. */
-static int reserve_ahead(uint64_t length_pages, bool is_private, void **reserved, uint64_t *reserved_pages)
+/* What a window of `length_pages` gets, so that it may grow: eight times as much, and a GiB at least. 65536 windows of
+ * up to 128 MiB, or a few of many TiB, then fit into 47 bits. Where address space is limited (ulimit -v), a small part
+ * of that: as many windows as then fit are worth more than that each can grow far. */
+static uint64_t pages_wanted(uint64_t length_pages)
 {
-    uint64_t pages_min = RESERVED_BYTES_MIN / page_size;
+    uint64_t pages_min = RESERVED_BYTES_MIN / page_size, more_max;
     uint64_t pages = length_pages > RESERVED_BYTES_MAX / page_size / RESERVED_TIMES ? length_pages
                                                                                     : length_pages * RESERVED_TIMES;
-    int error;
+    struct rlimit limit;
 
     if (pages < pages_min)
         pages = pages_min;
-    for (; (error = reserve(NULL, pages * page_size, is_private, 0, reserved)) && pages > length_pages;
-         pages = pages / 2 > length_pages ? pages / 2 : length_pages)
-        continue;
+    if (getrlimit(RLIMIT_AS, &limit) || limit.rlim_cur == RLIM_INFINITY)
+        return pages;
+    more_max = limit.rlim_cur / LIMIT_SHARE / page_size;
+    return pages - length_pages > more_max ? length_pages + more_max : pages;
+}
+
+/* Reserves for a window of `length_pages` that may grow; less ahead, or in the place of a window that is closed, where
+ * the process may not have so much. */
+static int reserve_ahead(uint64_t length_pages, bool is_private, void **reserved, uint64_t *reserved_pages)
+{
+    uint64_t pages = pages_wanted(length_pages), rest_min = pages / 2 > length_pages ? pages / 2 : length_pages;
+    uintptr_t rest;
+    int error;
+
+    *reserved_pages = is_private ? 0 : closed_take_rest(rest_min * page_size, pages * page_size, &rest) / page_size;
+    if (*reserved_pages) {
+        *reserved = (void *)rest;
+        return 0;
+    }
+    while ((error = reserve(NULL, pages * page_size, is_private, 0, reserved)) &&
+           (pages > length_pages || closed_give_back()))
+        pages = pages / 2 > length_pages ? pages / 2 : length_pages;
     *reserved_pages = pages;
     return error;
 }
@@ -102,6 +126,7 @@ int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t l
         window->writable = writable;
         window->pager = pager;
         window->object = object;
+        window->is_out = false;
         window->mappings = 0;
         window->mapped = false;
         window->sequence_pgoff = UINT64_MAX;
@@ -132,12 +157,32 @@ static int reserve_behind(struct window *window, uint64_t length_pages)
     return error;
 }
 
-/* Gives the address space back, with all that is mapped there. To cut it out of what the kernel has merged with it
- * takes a VMA; where there is none, it stays, and shows nothing. */
-static void give_back(struct window *window)
+/* Drops all that is mapped there, of a window that can no more be found. */
+static void drop_for_ever(struct window *window)
 {
-    if (munmap((void *)window->base, window->reserved_pages * page_size))
+    void *reserved = MAP_FAILED;
+
+    if (window->is_private) /* now as any other: a fork does not inherit it */
+        reserve((void *)window->base, window->reserved_pages * page_size, false, MAP_FIXED, &reserved);
+    if (reserved == MAP_FAILED && (window->is_private || window->mapped || has_scratch(window)))
         drop_pages(window, 0, window->reach_pages, true);
+}
+
+/* Takes the window's address space away from it, with all that is mapped there. An access finds the window or the closed
+ * range at any moment. Who is about to put a scratch page there is waited for, or sees that it is another window. */
+static void retire_range(struct window *window)
+{
+    uint64_t reach_bytes = window->is_out ? window->reach_pages * page_size : 0;
+    bool kept = closed_add(window->base, reach_bytes, window->reserved_pages * page_size,
+                           window->pager->config.sigbus, window->is_out ? window->object : NULL);
+
+    clear_range(window);
+    atomic_store(&window->serial, 0);
+    await_scratch(window);
+    if (kept || munmap((void *)window->base, window->reserved_pages * page_size)) /* no VMA left to cut it out */
+        drop_for_ever(window);
+    forget_mappings(window);
+    forget_scratch(window);
 }
 
 /* Gives the window other address space. Nothing is mapped there; what is used is faulted in again. */
@@ -149,8 +194,9 @@ static int move_window(struct window *window, uint64_t length_pages)
 
     if (error)
         return error;
-    give_back(window);
-    forget_mappings(window);
+    retire_range(window);
+    window->serial = ++last_serial;
+    window->is_out = false;
     window->reserved_pages = reserved_pages;
     window->reach_pages = 0;
     set_range(window, (uintptr_t)base, length_pages);
@@ -167,7 +213,7 @@ int window_resize(struct window *window, uint64_t length_pages, bool may_move)
     } else if (length_pages <= window->reserved_pages || !(error = reserve_behind(window, length_pages))) {
         if (length_pages < window->length_pages)
             drop_pages(window, length_pages, window->length_pages, true);
-        if (may_move) /* nobody has an address past the end */
+        if (may_move && !window->is_out) /* nobody has an address past the end */
             window->reach_pages = 0;
         set_range(window, window->base, length_pages);
     } else if (may_move && !window->is_private) { /* copies cannot move */
@@ -218,19 +264,23 @@ static void free_kept(struct window *window)
 
 void window_close(struct window *window)
 {
-    bool reserved;
-
     windows_lock();
-    reserved = has_range(window);
     withdraw(window);
-    if (reserved)
-        give_back(window);
+    if (has_range(window))
+        retire_range(window);
     forget_mappings(window);
     free_kept(window);
     window->base = 0;
     window->serial = 0;
     window->object = NULL;
     give_back_window(window);
+    windows_unlock();
+}
+
+void windows_forget(const void *object)
+{
+    windows_lock();
+    closed_disown(object);
     windows_unlock();
 }
 
@@ -271,6 +321,7 @@ static void after_fork_in_child(void)
 {
     private_after_fork_in_child();
     for_each_window(reserve_again);
+    closed_after_fork_in_child();
     pagers_after_fork_in_child();
     pthread_mutex_init(&lock, NULL);
 }

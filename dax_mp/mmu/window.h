@@ -1,4 +1,4 @@
-/* What the files about windows share: window.c, window_table.c, translations.c, scratch.c. */
+/* What the files about windows share: window.c, window_table.c, closed.c, translations.c, scratch.c. */
 
 #ifndef DAX_MP_WINDOW_H
 #define DAX_MP_WINDOW_H
@@ -19,6 +19,7 @@ bool clip(const struct window *window, uint64_t *pgoff, uint64_t *end);
 struct window *take_free_window(void);
 void give_back_window(struct window *window);
 void publish(struct window *window);
+/* Takes it from its pager: no Map finds it. */
 void withdraw(struct window *window);
 /* The window is at `base` now, and that long. */
 void set_range(struct window *window, uintptr_t base, uint64_t length_pages);
@@ -30,6 +31,23 @@ bool has_range(const struct window *window);
 struct window *next_in_table(struct window *window);
 /* Calls it for every window of the table, open or not. */
 void for_each_window(void (*function)(struct window *window));
+
+/* --- address space of closed windows (closed.c) ------------------------------------------------------------------- */
+
+void closed_init(uint64_t max_map_count);
+void closed_after_fork_in_child(void);
+/* With windows_lock() held: */
+/* Keeps a range that was a window's, of which views can have reached the first `reach_bytes`: always while there is an
+ * owner, the Window object, and after that for as long as can be. False: no memory. */
+bool closed_add(uintptr_t base, uint64_t reach_bytes, uint64_t reserved_bytes, bool sigbus, const void *owner);
+void closed_disown(const void *owner);
+/* Gives address space back to the kernel. False: there is none that may be. */
+bool closed_give_back(void);
+/* Takes address space that is reserved, and that no view has reached, for a new window. 0: there is none of that size. */
+uint64_t closed_take_rest(uint64_t bytes_min, uint64_t bytes_max, uintptr_t *base);
+bool closed_overlaps(uintptr_t start, uintptr_t end);
+bool closed_any(void);
+void closed_drop_scratch(void);
 
 /* --- translations (translations.c) -------------------------------------------------------------------------------- */
 
@@ -50,5 +68,7 @@ int map_scratch(struct window *window, uint64_t first, uint64_t end, bool writab
 
 bool has_scratch(const struct window *window);
 void forget_scratch(struct window *window);
+/* Until nobody is about to add some. Who began before the window's serial changed has ended then. */
+void await_scratch(struct window *window);
 
 #endif

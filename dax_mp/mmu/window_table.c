@@ -75,7 +75,7 @@ void set_range(struct window *window, uintptr_t base, uint64_t length_pages)
 
 void clear_range(struct window *window)
 {
-    atomic_store_explicit(&window->chunk->base[window->index], 0, memory_order_release);
+    atomic_store(&window->chunk->base[window->index], 0);
 }
 
 bool has_range(const struct window *window)
@@ -95,7 +95,6 @@ void withdraw(struct window *window)
 {
     struct window **link = bucket(window->pager, window->vma_id);
 
-    clear_range(window);
     while (*link != window)
         link = &(*link)->next;
     *link = window->next;
@@ -145,7 +144,7 @@ bool windows_any(void)
     bool any;
 
     windows_lock();
-    any = windows_open != 0;
+    any = windows_open != 0 || closed_any();
     windows_unlock();
     return any;
 }

@@ -2,7 +2,8 @@
  *
  * A window's memory is there until close(), and close() refuses while a buffer is out. So whoever reads or writes it
  * holds an export, or holds the GIL since the check that it is open; a thread that sleeps in a fault with the GIL held
- * keeps it open too.
+ * keeps it open too. Who keeps the address and no export (np.ndarray(buffer=mapping)) finds the range closed afterwards:
+ * see closed.c. The object is what such an array keeps alive.
  */
 
 #include <Python.h>
@@ -129,6 +130,7 @@ static void window_dealloc(PyObject *object)
     if (self->weak_references)
         PyObject_ClearWeakRefs(object);
     close_window(self);
+    windows_forget(self);
     Py_CLEAR(self->pager);
     type->tp_free(object);
     Py_DECREF(type);
@@ -146,6 +148,7 @@ static int window_getbuffer(PyObject *object, Py_buffer *view, int flags)
     if (PyBuffer_FillInfo(view, object, memory(self), self->length_bytes, !self->writable, flags))
         return -1;
     self->exports++;
+    self->window->is_out = true;
     return 0;
 }
 
@@ -168,6 +171,8 @@ static PyObject *get_address(PyObject *object, void *unused)
     struct window_object *self = window_object(object);
 
     (void)unused;
+    if (self->window)
+        self->window->is_out = true;
     return PyLong_FromVoidPtr(self->window ? memory(self) : NULL);
 }
 

@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 import mmu_bus_errors
+import mmu_closed
 import mmu_private
 import mmu_ranges
 import mmu_signals
@@ -19,7 +20,7 @@ from dax_mp.clients.launch import module_environment
 from mmu_rig import FORKS, SCENARIOS
 
 TESTS: Final = Path(__file__).parent.parent
-MODULES: Final = (mmu_bus_errors, mmu_private, mmu_ranges, mmu_signals, mmu_translations, mmu_zmtp)
+MODULES: Final = (mmu_bus_errors, mmu_closed, mmu_private, mmu_ranges, mmu_signals, mmu_translations, mmu_zmtp)
 
 CRASHES: Final = {
     "crash": signal.SIGSEGV,
