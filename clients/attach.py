@@ -180,6 +180,10 @@ def open_region(name: str, kind: str, pages: int, welcome: dict[str, Any]) -> in
     except posix_ipc.Error as error:  # not OSErrors, and without a number
         code = errno.ENOENT if isinstance(error, posix_ipc.ExistentialError) else errno.EACCES
         raise os_error(code, f"the coordinator's {kind} region cannot be opened: {error}", name) from error
+    except OSError as error:
+        if error.errno is None:  # posix_ipc says EMFILE and ENFILE in words alone
+            raise os_error(errno.EMFILE, str(error), name) from error
+        raise
     try:
         trust.check_file(f"/dev/shm{name}", os.fstat(fd), os.geteuid())
         expected = Superblock(kind, welcome["page_size"], pages, welcome["uuid"])

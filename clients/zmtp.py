@@ -1,6 +1,6 @@
-"""ZMTP 3.0 (https://rfc.zeromq.org/spec/23/): a DEALER on a Unix socket, for requests to libzmq's ROUTER.
+"""ZMTP 3.0 (https://rfc.zeromq.org/spec/23/): a DEALER on a Unix socket, for requests to the coordinator's ROUTER.
 
-With libzmq on this side too a request would wake two threads more, its I/O thread on the way out and again on the way
+With libzmq on this side a request would wake two threads more, its I/O thread on the way out and again on the way
 back, and a fork would leave its child with the parent's threads and sockets. The part of the protocol that is needed is
 small: a greeting of 64 bytes each way, a READY command each way (mechanism NULL), then messages of one frame: flags,
 length (one byte, or eight where the flags say so), body. `dax_mp/mmu/zmtp.c` is the same for the pager.

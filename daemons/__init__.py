@@ -1,1 +1,1 @@
-"""The coordinator process: a ZeroMQ loop around the core's state machine, its regions and its runtime directory."""
+"""The coordinator process: a loop around the core's state machine, its sockets, regions and runtime directory."""

@@ -15,6 +15,7 @@ import time
 from typing import Final, get_args
 
 from dax_mp.coordinator import Coordinator
+from dax_mp.daemons.descriptors import SESSION_DESCRIPTORS, Descriptors
 from dax_mp.daemons.liveness import SessionProcesses
 from dax_mp.daemons.sockets import Router
 from dax_mp.effects import SendControl, SendPager
@@ -27,6 +28,7 @@ from dax_mp.messages import (
     Error,
     Evict,
     Hello,
+    PagerHello,
     PagerRequest,
     decode,
     encode,
@@ -68,12 +70,14 @@ class Loop:
         pager: Router,
         control: Router,
         processes: SessionProcesses,
+        descriptors: Descriptors,
         ack_timeout_s: float,
     ) -> None:
         self._coordinator = coordinator
         self._pager = pager
         self._control = control
         self._processes = processes
+        self._descriptors = descriptors
         self._clock = Clock(ack_timeout_s / DEADLINE_STEPS)
         self._poll = select.poll()
         for descriptor in (pager.fileno, control.fileno, processes.fileno()):
@@ -81,19 +85,27 @@ class Loop:
 
     def run(self) -> None:
         while not self._processes.stop_requested:
-            more = self._pager.may_have_more or self._control.may_have_more
+            more = self._pager.has_more or self._control.has_more
             ready = [descriptor for descriptor, _ in self._poll.poll(0 if more else self._timeout_ms())]
-            self._coordinator.tick(self._clock.advance())
+            now_s = self._clock.advance()
+            self._pager.tick(now_s)
+            self._control.tick(now_s)
+            self._coordinator.tick(now_s)
             self._carry_out_effects()
             if self._processes.fileno() in ready:
                 self._serve_deaths()
-            if more or self._pager.fileno in ready:
+            if self._pager.has_more or self._pager.fileno in ready:
                 self._serve_pager()
-            if more or self._control.fileno in ready:
+            if self._control.has_more or self._control.fileno in ready:
                 self._serve_control()
 
     def _timeout_ms(self) -> int | None:
-        deadline_s = self._coordinator.next_deadline_s()
+        deadlines_s = (
+            self._coordinator.next_deadline_s(),
+            self._pager.next_deadline_s(),
+            self._control.next_deadline_s(),
+        )
+        deadline_s = min((deadline_s for deadline_s in deadlines_s if deadline_s is not None), default=None)
         if deadline_s is None:
             return None
         wait_s = min(deadline_s - self._clock.now_s, self._clock.step_s)
@@ -101,8 +113,10 @@ class Loop:
 
     def _serve_pager(self) -> None:
         coordinator, pager = self._coordinator, self._pager
+        if not pager.has_more:
+            pager.fill()
         for _ in range(PAGER_BATCH_MESSAGES):
-            received = pager.receive()
+            received = pager.next()
             if received is None:
                 return
             token, data = received
@@ -116,12 +130,16 @@ class Loop:
                 except ProtocolError as error:
                     coordinator.protocol_error(token, error)
                 else:
+                    if type(message) is PagerHello:
+                        pager.settle(token)
                     coordinator.receive_pager(token, message)
                 self._carry_out_effects()
 
     def _serve_control(self) -> None:
+        if not self._control.has_more:
+            self._control.fill()
         for _ in range(CONTROL_BATCH_MESSAGES):
-            received = self._control.receive()
+            received = self._control.next()
             if received is None:
                 return
             peer, data = received
@@ -145,15 +163,16 @@ class Loop:
         except ProtocolError as error:
             self._refuse(peer, request.request_id, error)
         except OSError as error:
-            self._answer(peer, Error(request.request_id, errno.EACCES, f"no session: {error.strerror}"))
+            code = errno.EMFILE if error.errno in (errno.EMFILE, errno.ENFILE) else errno.EACCES
+            self._answer(peer, Error(request.request_id, code, f"no session: {error.strerror}"))
         else:
             self._coordinator.receive_control(token, peer, request)
 
     def _open_session(self, peer: bytes, hello: Hello) -> None:
-        """Open the session if this is the first Hello of its token.
+        """Open the session if this is the first Hello of its token; the connection is the session's from now on.
 
         Raises ProtocolError for another version or an identity that is none, OSError where the session's process cannot
-        be found and watched.
+        be found and watched, or there is no room for another session or connection (EMFILE).
         """
         if hello.version != PROTOCOL_VERSION:
             raise ProtocolError(
@@ -164,7 +183,17 @@ class Loop:
             raise ProtocolError(f"a control socket's identity is its session's {TOKEN_BYTES} bytes and one or more")
         token = peer[:TOKEN_BYTES]
         if not self._coordinator.has_session(token):
-            self._coordinator.session_opened(token, self._processes.open(token))
+            self._descriptors.take(SESSION_DESCRIPTORS)
+            try:
+                self._control.settle(peer)
+                pid = self._processes.open(token)
+            except BaseException:
+                self._descriptors.give_back(SESSION_DESCRIPTORS)
+                self._control.unsettle(peer)
+                raise
+            self._coordinator.session_opened(token, pid)
+        else:
+            self._control.settle(peer)
 
     def _serve_deaths(self) -> None:
         for token in self._processes.ended():
@@ -180,6 +209,8 @@ class Loop:
                     self._answer(effect.peer, effect.message)
                 else:
                     self._processes.forget(effect.token)
+                    self._pager.unsettle(effect.token)
+                    self._descriptors.give_back(SESSION_DESCRIPTORS)
 
     def _send_pager(self, effect: SendPager) -> None:
         """A pager that does not take its orders keeps others waiting, and may reach what it must not: it is evicted.

@@ -109,6 +109,9 @@ def _create(name: str) -> int:
         fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600).fd
     except (posix_ipc.ExistentialError, posix_ipc.PermissionsError) as error:
         raise _os_error(error, "cannot make a region", name) from error
+    except OSError as error:
+        # posix_ipc says EMFILE and ENFILE in words alone.
+        raise os_error(error.errno or errno.EMFILE, f"cannot make a region: {error.strerror or error}", name) from error
     return fd
 
 

@@ -20,11 +20,17 @@ EXIT_BUG: Final = 70
 def main() -> int:
     signals = StopSignals()
     options = _parser().parse_args()
-    # Imported only now that signals wait, so that Ctrl-C does not land in the middle of an import.
-    from dax_mp.daemons.start import InternalError, report, serve
-
+    try:
+        # Imported only now that signals wait, so that Ctrl-C does not land in the middle of an import.
+        from dax_mp.daemons.start import InternalError, report, serve
+    except (ImportError, MemoryError, OSError) as error:
+        print(f"dax-mp serve: Python cannot load what it takes: {error or 'no memory (ulimit -v)'}", file=sys.stderr)
+        return EXIT_ERROR
     try:
         serve(options, signals)
+    except MemoryError:
+        print("dax-mp serve: there is not enough memory to start (ulimit -v)", file=sys.stderr)
+        return EXIT_ERROR
     except Stopped as stopped:
         report(options.ready_fd, {"error": str(stopped), "errno": errno.EINTR})
     except OSError as error:

@@ -11,15 +11,13 @@ import errno
 import gc
 import json
 import os
-import resource
 import secrets
 import traceback
 from contextlib import ExitStack
 from typing import Any, Final
 
-import zmq
-
 from dax_mp.coordinator import Coordinator
+from dax_mp.daemons.descriptors import Descriptors, raise_limit
 from dax_mp.daemons.liveness import SessionProcesses, open_pidfd
 from dax_mp.daemons.loop import Loop
 from dax_mp.daemons.region import PAGE_SIZE_BYTES, Region
@@ -27,7 +25,7 @@ from dax_mp.daemons.runtime_directory import RuntimeDirectory, open_directory, s
 from dax_mp.daemons.signals import StopSignals
 from dax_mp.daemons.sockets import Router
 from dax_mp.device import Device
-from dax_mp.endpoint import control_address, default_endpoints, pager_address, region_name
+from dax_mp.endpoint import CONTROL_NAME, PAGER_NAME, default_endpoints, region_name
 from dax_mp.errors import os_error
 from dax_mp.limits import FAULTS_PER_SESSION_MAX
 from dax_mp.messages import PROTOCOL_VERSION
@@ -52,7 +50,8 @@ def serve(options: argparse.Namespace, signals: StopSignals) -> None:
     go on.
     """
     os.umask(0o077)
-    _raise_descriptor_limit()
+    raise_limit()
+    descriptors = Descriptors()
     if not __debug__:
         raise OSError(errno.EINVAL, "assertions guard other people's data: run Python without -O or PYTHONOPTIMIZE")
     endpoint = options.endpoint or _own_endpoint()
@@ -70,20 +69,22 @@ def serve(options: argparse.Namespace, signals: StopSignals) -> None:
         )
         for step, seconds in options.delay:
             coordinator.fs.delays.delay(step, seconds)
-        context = zmq.Context()
-        stack.callback(context.destroy, linger=0)
-        pager = Router(context, pager_address(directory.path), PAGER_QUEUE_MESSAGES)
-        control = Router(context, control_address(directory.path), CONTROL_QUEUE_MESSAGES)
+        pager = Router(directory.fd, PAGER_NAME, PAGER_QUEUE_MESSAGES, descriptors, counted=False)
+        stack.callback(pager.close)
+        control = Router(directory.fd, CONTROL_NAME, CONTROL_QUEUE_MESSAGES, descriptors, counted=True)
+        stack.callback(control.close)
         signals.check()
         wakeups = stack.enter_context(signals.delivered_to_socket())
         processes = SessionProcesses(directory.path, [*stop_fds, wakeups.fileno()])
         stack.callback(processes.close)
-        loop = Loop(coordinator, pager, control, processes, options.ack_timeout)
+        loop = Loop(coordinator, pager, control, processes, descriptors, options.ack_timeout)
         gc.collect()
         gc.freeze()
         _announce(options, directory.path)
         try:
             loop.run()
+        except MemoryError:
+            raise os_error(errno.ENOMEM, "there is no memory left for the coordinator; its files are gone") from None
         except Exception as error:  # a peer's mistakes have been dealt with inside
             traceback.print_exc()
             raise InternalError from error
@@ -108,12 +109,6 @@ def _own_endpoint() -> str:
             text = f"a coordinator of yours (pid {pid}) serves at {candidate} already; stop it, or give an --endpoint"
             raise os_error(errno.EADDRINUSE, text)
     return chosen
-
-
-def _raise_descriptor_limit() -> None:
-    """A session takes three descriptors: its two connections and its pidfd."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _watch_launcher(pid: int) -> int:

@@ -20,7 +20,7 @@ XATTR_BYTES_MAX: Final = 1 << 16
 XATTRS_PER_FILE_MAX: Final = 64
 
 MESSAGE_BYTES_MAX: Final = IO_CHUNK_BYTES_MAX + 4096
-"""One message on either socket; ZeroMQ drops the connection of a peer that sends a longer one."""
+"""One message on either socket; the connection of a peer that sends a longer one is closed."""
 
 SEGMENTS_MAX: Final = 64
 """Segments in one Map, and ranges in one Unmap: the native side's buffers are this large."""
