@@ -1,14 +1,13 @@
 """numpy arrays in files: shape and dtype are kept with the file, as an attribute, so that a name is all it takes.
 
-Nobody ever sees one half made: the file is made under a name that nobody knows, gets its size and attribute, and is
-then renamed, unless the name is taken.
+Nobody ever sees one half made, and of one whose maker is killed nothing is left: the file is made without a name
+(O_TMPFILE), gets its size and attribute, and is then linked, unless the name is taken.
 """
 
 import errno
 import json
 import math
 import operator
-import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
@@ -123,18 +122,11 @@ def _create(session: Session, name: str, layout: _Layout, readonly: bool) -> "ND
         raise ValueError("the array is too big")
     if _is_there(session, name):  # asked first, so that attaching makes nothing
         raise os_error(errno.EEXIST, filename=name)
-    with session.open(f".ndarray-{secrets.token_hex(8)}", "x+") as file:
-        try:
-            file.truncate(layout.size_bytes)
-            file.setxattr(ATTRIBUTE, layout.as_json())
-            mapping = _map(file, layout, readonly)
-            array = layout.array(mapping)
-            session.rename(file.name, name, replace=False)
-        except BaseException:
-            session.unlink(file.name)
-            raise
-        if mapping is not None:
-            mapping.renamed(name)
+    with session.tmpfile(name) as file:
+        file.truncate(layout.size_bytes)
+        file.setxattr(ATTRIBUTE, layout.as_json())
+        array = layout.array(_map(file, layout, readonly))
+        file.link()
         return array
 
 

@@ -5,8 +5,8 @@ truncate gives the length. What a file gains while it is copied is copied too; w
 ends. Data goes in pieces that are long enough for direct I/O (`direct_io.py`). A stream has no holes: what goes to one
 has zeros there.
 
-A copy appears under its name when it is complete: on the device it is made under another one and renamed
-(`new_file`); `cli_target.py` says what happens to real files.
+A copy appears under its name when it is complete: on the device it is made without one (`new_file`); `cli_target.py`
+says what happens to real files.
 """
 
 import errno
@@ -15,7 +15,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from dax_mp.clients import cli_target
@@ -120,21 +120,10 @@ def copy(session: "Session", name: str, new_name: str) -> None:
 
 @contextmanager
 def new_file(session: "Session", name: str) -> "Iterator[DaxFile]":
-    """A file that takes the name, from another that may have it, when the block ends; there is none if that fails.
-
-    Errors of it are of the file `name`.
-    """
-    temporary = f".put-{os.urandom(8).hex()}"
-    try:
-        with session.open(temporary, "x") as file:
-            yield file
-        session.rename(temporary, name)
-    except BaseException as error:
-        with suppress(OSError):  # it is not there yet, or the coordinator is not there any more
-            session.unlink(temporary)
-        if isinstance(error, OSError) and error.filename == temporary:
-            error.filename, error.filename2 = name, None
-        raise
+    """A file that takes the name, from another that may have it, when the block ends; there is none if that fails."""
+    with session.tmpfile(name) as file:
+        yield file
+        file.link(replace=True)
 
 
 # --- copies that keep holes ----------------------------------------------------------------------------------------

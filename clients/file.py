@@ -24,6 +24,7 @@ from dax_mp.clients.file_ranges import FileRanges, as_offset
 from dax_mp.clients.handle import Handle
 from dax_mp.clients.map_file import map_file
 from dax_mp.clients.mapping import ACCESS_DEFAULT, Mapping
+from dax_mp.clients.names import check_name
 from dax_mp.clients.status import Extent, FileStat
 from dax_mp.errors import os_error
 from dax_mp.limits import OFFSET_BYTES_MAX
@@ -64,13 +65,16 @@ class DaxFile(FileRanges):
 
     name: str
 
-    def __init__(self, session: "Session", name: str, mode: str, ephemeral: bool = False) -> None:
+    def __init__(
+        self, session: "Session", name: str, mode: str, ephemeral: bool = False, unnamed: bool = False
+    ) -> None:
         self._handle: Handle | None = None
         self.set_state(*_parse_mode(mode), position_bytes=0)
         self._lock = threading.RLock()  # a signal handler may use the file in the middle of a use
         self.name = name
         self._channel = session.channel
-        flags = _FLAGS[self._kind] | (OpenFlag.EPHEMERAL if ephemeral else OpenFlag(0))
+        flags = OpenFlag.TMPFILE if unnamed else _FLAGS[self._kind]
+        flags |= OpenFlag.EPHEMERAL if ephemeral else OpenFlag(0)
         self._handle = Handle(session, name, flags)
         if self._kind == "a":
             self._position_bytes = self._handle.size_bytes()
@@ -203,7 +207,17 @@ class DaxFile(FileRanges):
         self._open()
         return self._position_bytes
 
-    # --- size, holes, durability -----------------------------------------------------------------------------------
+    # --- name, size, holes, durability -----------------------------------------------------------------------------
+
+    def link(self, name: str | os.PathLike[str] | None = None, replace: bool = False) -> None:
+        """Give a file that has no name (`Session.tmpfile`, or one that was unlinked) one; None: that it was opened by.
+
+        replace: a file that has it is unlinked, not in the way.
+        Raises FileExistsError, OSError EMLINK where the file has a name, and as `Session.open` for what is no name.
+        """
+        text = check_name(self.name if name is None else name)
+        self._open().link(text, replace)
+        self.name = text
 
     def truncate(self, size: int | None = None, /) -> int:
         """Make the file `size` bytes long (None: the position), by throwing away or by a hole. Returns the size.

@@ -72,6 +72,11 @@ class Handle:
         )
         return copied_bytes
 
+    def link(self, name: str, replace: bool) -> None:
+        flags = 0 if replace else int(messages.RenameFlag.NOREPLACE)
+        self.session.channel.request(messages.Link, self.number, name, flags, filename=name)
+        self.name = name
+
     def setxattr(self, name: str, value: bytes) -> None:
         self.session.channel.request(messages.Setxattr, self.number, name, value, filename=self.name)
 

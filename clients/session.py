@@ -195,6 +195,17 @@ class Session:
         """
         return DaxFile(self, check_name(name), mode, ephemeral)
 
+    def tmpfile(self, name: str | os.PathLike[str] = "unnamed file", ephemeral: bool = False) -> DaxFile:
+        """A new file without a name, open as by x+; `DaxFile.link` gives it one. Nobody else sees it before, and it is
+        gone with its last user, however that process ended. name: what it is to be called. ephemeral: as `open`.
+
+            >>> with session.tmpfile("report") as file:
+            ...     _, listed, _ = file.write(b"all of it"), session.listdir(), file.link()
+            >>> listed, session.listdir(), session.unlink("report")
+            ([], ['report'], None)
+        """
+        return DaxFile(self, check_name(name), "x+", ephemeral, unnamed=True)
+
     def listdir(self) -> list[str]:
         """The names of all files, in order."""
         return [stat.name for stat in self.scandir() if stat.name is not None]

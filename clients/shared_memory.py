@@ -4,8 +4,8 @@ Beside what that has: it can be resized while it is mapped, in every process; it
 everywhere; and nothing tracks it. It lives until it is unlinked, or, when it is ephemeral, until the last process that
 has it is gone, however that ended: the coordinator counts.
 
-Nobody ever sees one half made: it is made under a name that nobody knows, sized, and then renamed, unless the name is
-taken (renameat2(2), RENAME_NOREPLACE).
+Nobody ever sees one half made, and of one whose maker is killed nothing is left: it is made without a name (O_TMPFILE),
+sized, and then linked, unless the name is taken.
 """
 
 import errno
@@ -13,6 +13,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from dax_mp.clients.file import DaxFile
 from dax_mp.clients.session import Session, shared_session
 from dax_mp.errors import os_error
 from dax_mp.limits import NAME_BYTES_MAX
@@ -73,28 +74,27 @@ class SharedMemory:
 
     def _create(self, name: str | None, size: int, ephemeral: bool) -> str:
         """Make it, and map it; returns its name. What fails leaves nothing."""
-        session = self._session
-        with session.open(f".shared-memory-{secrets.token_hex(8)}", "x+", ephemeral=ephemeral) as file:
+        with self._session.tmpfile(_file_name(name) if name is not None else "shared memory", ephemeral) as file:
+            file.truncate(size)
+            mapping = file.mmap()
             try:
-                file.truncate(size)
-                mapping = file.mmap()
-                final = self._rename(file.name, name)
+                final = self._link(file, name)
             except BaseException:
-                session.unlink(file.name)
+                mapping.close()
                 raise
             mapping.renamed(_file_name(final))
             self._map(mapping)
         return final
 
-    def _rename(self, temporary: str, name: str | None) -> str:
+    def _link(self, file: DaxFile, name: str | None) -> str:
         """Give the file its name; returns it."""
         if name is not None:
-            self._session.rename(temporary, _file_name(name), replace=False)
+            file.link()
             return name
         for _ in range(_NAME_TRIES):
             name = f"psm_{secrets.token_hex(4)}"
             try:
-                self._session.rename(temporary, name, replace=False)
+                file.link(name)
             except FileExistsError:
                 continue
             return name

@@ -19,6 +19,8 @@ class OpenFlag(IntFlag):
     TRUNCATE = 4
     EPHEMERAL = 8
     """A file that this creates loses its name when its last user is gone."""
+    TMPFILE = 16
+    """A new file without a name, as O_TMPFILE of open(2), whatever files there are: Link gives it one."""
 
 
 class FallocateMode(IntFlag):
@@ -66,7 +68,7 @@ class Bye(NamedTuple):
     request_id: int
 
 
-@schema.register(34, schema.U32, schema.name, 15)
+@schema.register(34, schema.U32, schema.name, 31)
 class Open(NamedTuple):
     """flags: OpenFlag. Reply: [handle, ino, size_bytes]. ENOENT, EEXIST, EINVAL (a bad name), EMFILE."""
 
@@ -122,6 +124,19 @@ class Rename(NamedTuple):
     request_id: int
     old: str
     new: str
+    flags: int
+
+
+@schema.register(97, schema.U32, schema.UINT, schema.name, 1)
+class Link(NamedTuple):
+    """Give a file that has no name one, as linkat(2) does. flags: as Rename.
+
+    Reply: None. EBADF, EEXIST, EINVAL, EMLINK (it has a name).
+    """
+
+    request_id: int
+    handle: int
+    name: str
     flags: int
 
 
@@ -334,6 +349,7 @@ FileRequest = (
     | List
     | Unlink
     | Rename
+    | Link
     | Truncate
     | Fallocate
     | Read

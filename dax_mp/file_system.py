@@ -51,12 +51,14 @@ class FileSystem:
         self._next_ino = 1
         self._next_id = 1
 
-    def create(self, name: str) -> Inode:
-        """A new, empty file. Raises OSError EINVAL for a name that is none."""
-        self._check_name(name)
-        inode = Inode(self._next_ino, name, self.device.page_size, self.scheduler)
+    def create(self, name: str | None) -> Inode:
+        """A new, empty file; None: without a name. Raises OSError EINVAL for a name that is none."""
+        if name is not None:
+            self._check_name(name)
+        inode = self.inodes[self._next_ino] = Inode(self._next_ino, name, self.device.page_size, self.scheduler)
         self._next_ino += 1
-        self.names[name] = self.inodes[inode.ino] = inode
+        if name is not None:
+            self.names[name] = inode
         return inode
 
     def lookup(self, name: str) -> Inode:
@@ -85,16 +87,32 @@ class FileSystem:
         Raises FileNotFoundError, FileExistsError, OSError EINVAL.
         """
         inode = self.lookup(old)
-        self._check_name(new)
-        if new in self.names and not replace:
-            raise os_error(errno.EEXIST, filename=new)
+        self._check_new_name(new, replace)
         if old == new:
             return
-        if new in self.names:
-            self.unlink(new)
         del self.names[old]
-        self.names[new] = inode
-        inode.name = new
+        self._set_name(inode, new)
+
+    def link(self, inode: Inode, name: str, replace: bool) -> None:
+        """Give a file without a name one; what had it as by `rename`.
+
+        Raises FileExistsError, OSError EINVAL, EMLINK where the file has a name.
+        """
+        if inode.name is not None:
+            raise os_error(errno.EMLINK, f"the file has a name already, {inode.name!r}", name)
+        self._check_new_name(name, replace)
+        self._set_name(inode, name)
+
+    def _set_name(self, inode: Inode, name: str) -> None:
+        if name in self.names:
+            self.unlink(name)
+        self.names[name] = inode
+        inode.name = name
+
+    def _check_new_name(self, name: str, replace: bool) -> None:
+        self._check_name(name)
+        if name in self.names and not replace:
+            raise os_error(errno.EEXIST, filename=name)
 
     @staticmethod
     def _check_name(name: str) -> None:

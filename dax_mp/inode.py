@@ -40,10 +40,10 @@ class Inode:
         "xattrs",
     )
 
-    def __init__(self, ino: int, name: str, page_size: int, scheduler: Scheduler) -> None:
+    def __init__(self, ino: int, name: str | None, page_size: int, scheduler: Scheduler) -> None:
         self.ino = ino
-        self.name: str | None = name
-        """None once it is unlinked."""
+        self.name = name
+        """None before it has been linked, and once it is unlinked."""
         self.page_size = page_size
         self.size_bytes = 0
         self.users = 0

@@ -29,11 +29,11 @@ def open_file(fs: FileSystem, session: Session, request: messages.Open) -> Steps
     if len(session.handles) >= HANDLES_PER_SESSION_MAX:
         raise os_error(errno.EMFILE, filename=request.name)
     flags = OpenFlag(request.flags)
-    inode = fs.names.get(request.name)
+    inode = None if OpenFlag.TMPFILE in flags else fs.names.get(request.name)
     if inode is None:
-        if OpenFlag.CREATE not in flags:
+        if not flags & (OpenFlag.CREATE | OpenFlag.TMPFILE):
             raise os_error(errno.ENOENT, filename=request.name)
-        inode = fs.create(request.name)
+        inode = fs.create(None if OpenFlag.TMPFILE in flags else request.name)
         inode.ephemeral = OpenFlag.EPHEMERAL in flags
     elif OpenFlag.EXCLUSIVE in flags:
         raise os_error(errno.EEXIST, filename=request.name)
@@ -98,6 +98,11 @@ def unlink(fs: FileSystem, _session: Session, request: messages.Unlink) -> None:
 
 def rename(fs: FileSystem, _session: Session, request: messages.Rename) -> None:
     fs.rename(request.old, request.new, replace=not request.flags & RenameFlag.NOREPLACE)
+
+
+def link(fs: FileSystem, session: Session, request: messages.Link) -> None:
+    inode = inode_of(session, request.handle)
+    fs.link(inode, request.name, replace=not request.flags & RenameFlag.NOREPLACE)
 
 
 def mmap(fs: FileSystem, session: Session, request: messages.Mmap) -> int:
@@ -249,6 +254,7 @@ REQUESTS: Final[dict[type[Any], Request]] = {
     messages.List: list_files,
     messages.Unlink: unlink,
     messages.Rename: rename,
+    messages.Link: link,
     messages.Mmap: mmap,
     messages.Munmap: munmap,
     messages.MunmapRange: munmap_range,

@@ -5,11 +5,26 @@ import errno
 import pytest
 
 from dax_mp.limits import LIST_ENTRIES_MAX
-from dax_mp.messages import Close, Fstat, List, Munmap, Open, OpenFlag, Rename, Stat, Truncate, Unlink, Write
+from dax_mp.messages import (
+    Close,
+    Fstat,
+    Link,
+    List,
+    Mmap,
+    Munmap,
+    Open,
+    OpenFlag,
+    Rename,
+    RenameFlag,
+    Stat,
+    Truncate,
+    Unlink,
+    Write,
+)
 from simulation.client import PAGE_SIZE, Failed, Load, Store, page_bytes
-from simulation.world import World, read_page, write_page
+from simulation.world import READ_WRITE, World, read_page, write_page
 
-CREATE, EXCLUSIVE, TRUNCATE, EPHEMERAL = map(int, OpenFlag)
+CREATE, EXCLUSIVE, TRUNCATE, EPHEMERAL, TMPFILE = map(int, OpenFlag)
 
 
 @pytest.fixture
@@ -21,7 +36,11 @@ def world() -> World:
 
 
 def names(world: World, after: str = "") -> list[str]:
-    return [entry["name"] for entry in world.call(0, List(0, after))]
+    return names_of(world, 0, after)
+
+
+def names_of(world: World, client: int, after: str = "") -> list[str]:
+    return [entry["name"] for entry in world.call(client, List(0, after))]
 
 
 def error_of(world: World, request: object) -> int | None:
@@ -173,3 +192,68 @@ def test_a_handle_is_good_until_it_is_closed(world: World) -> None:
         assert error_of(world, request) == errno.EBADF
     assert world.open(0, "a") == 2, "a handle is not used twice"
     world.check_quiescent()
+
+
+# --- a file that has no name yet --------------------------------------------------------------------------------------
+
+
+def test_a_file_without_a_name_goes_with_its_last_user(world: World) -> None:
+    handle, _, _ = world.call(0, Open(0, "a", TMPFILE))
+    world.call(0, write_page(handle, 0, 5))
+    stat = world.call(0, Fstat(0, handle))
+    assert (stat["name"], stat["nlink"], names(world)) == (None, 0, [])
+    vma_id = int(world.call(0, Mmap(0, handle, 0, 1, READ_WRITE, 0)))
+    world.call(0, Close(0, handle))
+    assert free_pages(world) == 7
+    world.call(0, Munmap(0, vma_id))
+    assert free_pages(world) == 8
+    world.check()
+
+
+def test_nothing_is_left_of_a_file_without_a_name_whose_maker_is_killed(world: World) -> None:
+    handle, _, _ = world.call(0, Open(0, "a", TMPFILE))
+    world.call(0, write_page(handle, 0, 5))
+    assert free_pages(world) == 7
+    world.kill(0)
+    assert free_pages(world) == 8
+    assert not world.coordinator.fs.inodes
+    world.check()
+
+
+def test_link_gives_a_file_a_name(world: World) -> None:
+    handle, ino, _ = world.call(0, Open(0, "a", TMPFILE))
+    other, other_ino, _ = world.call(0, Open(0, "a", TMPFILE))
+    assert ino != other_ino
+    world.call(0, Link(0, handle, "a", RenameFlag.NOREPLACE))
+    assert world.call(1, Stat(0, "a"))["ino"] == ino
+    assert error_of(world, Link(0, handle, "b", 0)) == errno.EMLINK
+    assert error_of(world, Link(0, other, "a", RenameFlag.NOREPLACE)) == errno.EEXIST
+    assert error_of(world, Link(0, other, "a/b", 0)) == errno.EINVAL
+    assert error_of(world, Link(0, 99, "b", 0)) == errno.EBADF
+    world.call(0, Link(0, other, "a", 0))
+    assert names(world) == ["a"]
+    assert world.call(1, Stat(0, "a"))["ino"] == other_ino
+    world.kill(0)
+    assert names_of(world, 1) == ["a"]
+    assert list(world.coordinator.fs.inodes) == [other_ino]
+    world.check()
+
+
+def test_an_ephemeral_file_that_is_linked_loses_its_name_with_its_last_user(world: World) -> None:
+    handle, _, _ = world.call(0, Open(0, "a", TMPFILE | EPHEMERAL))
+    world.call(0, Link(0, handle, "a", 0))
+    assert names(world) == ["a"]
+    world.kill(0)
+    assert names_of(world, 1) == []
+    world.check()
+
+
+def test_an_unlinked_file_can_be_linked_again(world: World) -> None:
+    handle = world.open(0, "a")
+    world.call(0, write_page(handle, 0, 5))
+    world.call(0, Unlink(0, "a"))
+    world.call(0, Link(0, handle, "b", 0))
+    world.call(0, Close(0, handle))
+    assert names(world) == ["b"]
+    assert free_pages(world) == 7
+    world.check()

@@ -12,7 +12,8 @@ import pytest
 
 import dax_mp
 from command_line import TIMEOUT_S, CommandLine
-from dax_mp.clients import cli
+from coordinator_process import wait_until
+from dax_mp.clients import cli, cli_copy
 from script_process import Script
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
@@ -147,14 +148,22 @@ def test_a_name_that_is_not_text(command: CommandLine) -> None:
     assert "utf-8" in command.fail("stat", os.fsdecode(b"\xff"))
 
 
+def begin(process: "subprocess.Popen[bytes]", session: dax_mp.Session) -> None:
+    """Let a put of its stdin take some data, and then wait for more."""
+    assert process.stdin is not None
+    before_pages = session.statfs().pages_free
+    process.stdin.write(bytes(cli_copy.PIECE_BYTES))
+    process.stdin.flush()
+    wait_until(lambda: session.statfs().pages_free < before_pages)
+
+
 def test_a_coordinator_that_ends_meanwhile(tmp_path: Path) -> None:
-    with dax_mp.launch("4MiB") as daemon:
+    with dax_mp.launch("16MiB") as daemon:
         command = CommandLine(daemon.endpoint)
         with command.start("put", "-", "file", stdin=subprocess.PIPE) as process:
             assert process.stdin is not None
             with dax_mp.connect(daemon.endpoint) as session:
-                while not session.listdir():
-                    pass  # it has begun
+                begin(process, session)
             os.kill(daemon.pid, signal.SIGKILL)
             _, errors = process.communicate(b"data", TIMEOUT_S)
     assert process.returncode == 1
@@ -178,14 +187,26 @@ def test_nobody_reads_the_output(command: CommandLine, session: dax_mp.Session) 
 def test_interrupted(command: CommandLine, session: dax_mp.Session) -> None:
     """130, no traceback, and nothing half done is left."""
     with command.start("put", "-", "file", stdin=subprocess.PIPE) as process:
-        while not session.listdir():
-            pass  # it has begun
+        begin(process, session)
         process.send_signal(signal.SIGINT)
         process.wait(TIMEOUT_S)
         assert process.stderr is not None
         assert process.stderr.read().strip() == b""
     assert process.returncode == 130
     assert session.listdir() == []
+
+
+def test_nothing_hidden_is_left_of_a_put_that_is_killed_by_kill_9(
+    command: CommandLine, session: dax_mp.Session
+) -> None:
+    before_pages = session.statfs().pages_free
+    with command.start("put", "-", "file", stdin=subprocess.PIPE) as process:
+        begin(process, session)
+        assert session.listdir() == [], "it is seen before it is complete"
+        process.kill()
+        process.wait()
+    assert session.listdir() == []
+    assert session.statfs().pages_free == before_pages
 
 
 def test_help_and_version(command: CommandLine) -> None:

@@ -338,6 +338,64 @@ def test_an_ephemeral_one_is_unlinked(session: dax_mp.Session) -> None:
     other.unlink()
 
 
+@pytest.mark.parametrize(
+    "making",
+    [
+        "dax_mp.SharedMemory('made', create=True, size=100_000, session=session)",
+        "dax_mp.ndarray(session, 'made', 100_000, 'u1').any()",
+    ],
+)
+def test_nothing_hidden_is_left_of_what_a_process_killed_by_kill_9_was_making(
+    session: dax_mp.Session, script: Script, making: str
+) -> None:
+    """It kills itself at one line of the library after the other: there is all of it then, or nothing."""
+    before_pages = session.statfs().pages_free
+    maker = script(
+        f"""if True:
+        import os, signal, sys
+        import dax_mp
+        session = dax_mp.connect(sys.argv[1])
+        {making}
+        session.unlink("made")
+        lines = 0
+        def count(frame, event, argument):
+            global lines
+            if "/dax_mp/clients/" not in frame.f_code.co_filename:
+                return None
+            lines += event == "line"
+            if lines > fatal_line:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return count
+        for fatal_line in range(0, 100_000, 7):
+            pid = os.fork()
+            if not pid:
+                sys.settrace(count)
+                {making}
+                os._exit(0)
+            status = os.waitpid(pid, 0)[1]
+            names = session.listdir()
+            if names == ["made"]:
+                assert session.stat("made").size_bytes == 100_000
+                {making.replace("create=True, size=100_000, ", "").replace(", 100_000, 'u1'", "")}
+                session.unlink("made")
+            print(*names, flush=True)
+            if not status:
+                break
+            assert os.WTERMSIG(status) == signal.SIGKILL
+        session.close()
+        """,
+        session.endpoint,
+    )
+    code, output, errors = maker.end()
+    assert (code, errors) == (0, "")
+    found = output.splitlines()
+    assert len(found) > 10
+    assert found[0] == ""
+    assert found[-1] == "made"
+    assert set(found) == {"", "made"}
+    assert session.statfs().pages_free == before_pages
+
+
 def test_what_cannot_be_made_leaves_nothing(session: dax_mp.Session) -> None:
     free = session.statfs().pages_free
     for size in (1 << 62, 1 << 50):

@@ -58,6 +58,7 @@ def test_everything_happens(policy: HolePolicyName) -> None:
         "Munmap",
         "Unlink",
         "Rename",
+        "Link",
         "DirectRead",
         "DirectWrite",
         "Pin",

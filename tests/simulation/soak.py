@@ -23,6 +23,7 @@ from dax_mp.messages import (
     FallocateMode,
     Fstat,
     Fsync,
+    Link,
     List,
     Maps,
     Mmap,
@@ -72,7 +73,7 @@ ALLOWED: Final = frozenset(
     {
         *(errno.EFAULT, errno.ENOSPC, errno.ENOMEM),
         errno.EBUSY,  # pinned
-        *(errno.EBADF, errno.ENOENT, errno.EEXIST, errno.EINVAL, errno.ENXIO),
+        *(errno.EBADF, errno.ENOENT, errno.EEXIST, errno.EINVAL, errno.ENXIO, errno.EMLINK),
         *(errno.ESTALE, errno.EPROTO),  # evicted, or the window closed by another thread
     }
 )
@@ -229,6 +230,8 @@ class Soak(World):
         name, other, flags = self._random.choice(NAMES), self._random.choice(NAMES), int(OpenFlag.CREATE)
         if self._random.random() < 0.1:
             flags |= int(OpenFlag.EXCLUSIVE)
+        elif self._random.random() < 0.1:
+            flags = int(OpenFlag.TMPFILE)
         choices = (
             *(Open(0, name, flags),) * 12,
             *(Unlink(0, name), Rename(0, name, other, 0)),
@@ -264,6 +267,7 @@ class Soak(World):
             *[self._pin(number) for _ in range(2) if windows],
             *[Unpin(0, pin_id) for client, pin_id in self._pins if client == number] * 6,
             self._random.choice((Close(0, handle), Fstat(0, handle), Extents(0, handle, 0), Fsync(0, handle))),
+            Link(0, handle, self._random.choice(NAMES), self._random.randint(0, 1)),
             Seek(0, handle, offset_bytes, self._random.choice((3, 4))),
         ]
         return Call(self._random.choice(choices))
