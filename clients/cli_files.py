@@ -7,7 +7,7 @@ import click
 
 import dax_mp
 from dax_mp.clients import cli_copy
-from dax_mp.clients.cli_names import for_each
+from dax_mp.clients.cli_names import expand, for_each
 from dax_mp.clients.cli_options import as_size, endpoint_option, json_option, name_argument
 from dax_mp.clients.standard_streams import printable
 
@@ -55,7 +55,7 @@ def cat(names: tuple[str, ...], endpoint: str | None) -> int:
     A NAME may be a pattern ('*.log', quoted).
     """
     with dax_mp.connect(endpoint) as session:
-        return for_each(session, names, lambda name: cli_copy.cat(session, name))
+        return for_each(expand(session, names), lambda name: cli_copy.cat(session, name))
 
 
 @click.command()
@@ -97,7 +97,7 @@ def rm(names: tuple[str, ...], force: bool, endpoint: str | None) -> int:
     if not names and not force:
         raise click.UsageError("Missing argument 'NAME...'.")
     with dax_mp.connect(endpoint) as session:
-        return for_each(session, names, session.unlink, ignore_missing=force)
+        return for_each(expand(session, names), session.unlink, ignore_missing=force)
 
 
 @click.command()
@@ -111,7 +111,7 @@ def touch(names: tuple[str, ...], no_create: bool, endpoint: str | None) -> int:
         def touch_one(name: str) -> None:
             session.open(name, "r+" if no_create else "a").close()
 
-        return for_each(session, names, touch_one, ignore_missing=no_create)
+        return for_each(names, touch_one, ignore_missing=no_create)
 
 
 @click.command()

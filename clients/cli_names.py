@@ -35,16 +35,14 @@ def one_line(error: OSError | ValueError) -> str:
     return f"{names}: {text}" if names else text
 
 
-def for_each(
-    session: "Session", arguments: Iterable[str], act: Callable[[str], None], ignore_missing: bool = False
-) -> int:
+def for_each(names: Iterable[str], act: Callable[[str], None], ignore_missing: bool = False) -> int:
     """Call `act` with each name, also after one has failed. Returns the exit code: EXIT_ERROR where one has.
 
     ignore_missing: a file that is not there is no failure. Raises ConnectionError and OutputError: then all others
     would fail too.
     """
     exit_code = 0
-    for name in expand(session, arguments):
+    for name in names:
         try:
             act(name)
         except (ConnectionError, OutputError):

@@ -1,23 +1,16 @@
-"""What the commands print: JSON, or tables for people.
-
-A table is cut to the terminal's width; where the output is no terminal, it is as wide as its content.
-"""
+"""What the commands print: JSON, or tables for people."""
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
+from dax_mp.clients.cli_table import print_table
 from dax_mp.clients.standard_streams import printable
 from dax_mp.clients.status import DeviceStat, FileStat, MappedRange, VmaMaps
 from dax_mp.messages import Access
 from dax_mp.sizes import format_size
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_UNLIMITED_COLUMNS: Final = 10_000
 
 
 def show_files(files: list[FileStat], page_size: int, json_output: bool) -> None:
@@ -28,7 +21,7 @@ def show_files(files: list[FileStat], page_size: int, json_output: bool) -> None
         (file.name, format_size(file.size_bytes), format_size(file.blocks * page_size), len(file.mappers))
         for file in files
     ]
-    _print_table(("name", "size", "allocated", "mapped by"), rows)
+    print_table(("name", "size", "allocated", "mapped by"), rows)
 
 
 def show_names(names: list[str], json_output: bool) -> None:
@@ -51,7 +44,7 @@ def show_file(file: FileStat, page_size: int, json_output: bool) -> None:
         ("blocks", f"{file.blocks} ({format_size(file.blocks * page_size)})"),
         ("mapped by", mappers or "nobody"),
     ]
-    _print_table(None, rows)
+    print_table(None, rows)
 
 
 def show_maps(vmas: list[VmaMaps], json_output: bool) -> None:
@@ -65,7 +58,7 @@ def show_maps(vmas: list[VmaMaps], json_output: bool) -> None:
         first = (pid, vma.vma_id, access, _pages(vma.pgoff, vma.length_pages))
         mapped = [_mapped(piece) for piece in vma.mapped] or [("nothing", "", "", "")]
         rows += [(*first, *piece) if index == 0 else ("",) * 4 + piece for index, piece in enumerate(mapped)]
-    _print_table(("pid", "vma", "access", "pages", "mapped", "to", "frames", "access"), rows)
+    print_table(("pid", "vma", "access", "pages", "mapped", "to", "frames", "access"), rows)
 
 
 def show_device(device: DeviceStat, json_output: bool) -> None:
@@ -81,12 +74,12 @@ def show_device(device: DeviceStat, json_output: bool) -> None:
     if device.dram_pages:
         used_pages = device.dram_pages - device.dram_pages_free
         rows.append(("dram", *map(size, (device.dram_pages, used_pages, device.dram_pages_free)), ""))
-    _print_table(("region", "size", "used", "free", "quarantined"), rows)
+    print_table(("region", "size", "used", "free", "quarantined"), rows)
     print(
         f"\n{_count(device.files, 'file')}, {_count(device.sessions, 'session')}, {_count(device.vmas, 'VMA')}; "
         f"hole policy {device.hole_policy}, pages of {format_size(device.page_size)}\n"
     )
-    _print_table(("event", "count"), sorted(device.counters.items()))
+    print_table(("event", "count"), sorted(device.counters.items()))
 
 
 def _count(number: int, noun: str) -> str:
@@ -104,28 +97,6 @@ def _access(access: Access) -> str:
 def _mapped(piece: MappedRange) -> tuple[str, str, str, str]:
     frames = _pages(piece.pfn, piece.length_pages) if piece.pfn else ""
     return _pages(piece.pgoff, piece.length_pages), piece.target.name.lower(), frames, _access(piece.access)
-
-
-def _print_table(headers: Sequence[str] | None, rows: Iterable[Sequence[object]]) -> None:
-    """Numbers and sizes are aligned by their last digit only where every cell of the column has some."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, show_header=headers is not None)
-    cells = [[Text("" if cell is None else printable(str(cell))) for cell in row] for row in rows]
-    for index in range(len(headers or (cells[0] if cells else ()))):
-        numeric = headers is not None and all(row[index].plain[:1].isdigit() for row in cells)
-        header = headers[index].upper() if headers is not None else ""
-        table.add_column(header, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*row)
-    _console().print(table)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED_COLUMNS)
 
 
 def _print_json(value: Any) -> None:
