@@ -245,6 +245,7 @@ class DaxFile(FileRanges):
         flags: int = mmap.MAP_SHARED,
         prot: int = mmap.PROT_READ | mmap.PROT_WRITE,
         trackfd: bool = True,
+        populate: bool = False,
     ) -> Mapping:
         """Map `length` bytes from `offset` on, both in bytes. It stays mapped when the file is closed or unlinked.
 
@@ -252,8 +253,9 @@ class DaxFile(FileRanges):
         by this process alone; ACCESS_DEFAULT is what flags and prot say, as mmap.mmap has them. past_eof: the mapping
         may be longer than the file; an access past its end is a BusError until the file grows, and again after it
         shrinks. trackfd: False refuses the mapping's `size` and `resize`, as mmap.mmap does from Python 3.13 on; a
-        mapping takes no descriptor either way. Of flags those are accepted whose meaning is kept: MAP_SHARED,
-        MAP_PRIVATE, MAP_POPULATE, MAP_NORESERVE, MAP_NONBLOCK, and those that mean nothing in Linux.
+        mapping takes no descriptor either way. populate: map all pages of the file at once, as `Mapping.populate` does.
+        Of flags those are accepted whose meaning is kept: MAP_SHARED, MAP_PRIVATE, MAP_POPULATE, MAP_NORESERVE,
+        MAP_NONBLOCK, and those that mean nothing in Linux.
         Raises what mmap.mmap raises: ValueError for an empty file or a length past its end, OverflowError for negative
         or too large numbers, OSError EINVAL for an offset that is not a multiple of the page size, EOPNOTSUPP for
         other flags, PermissionError where the file's mode does not allow the access; OSError ENOMEM without address
@@ -261,7 +263,8 @@ class DaxFile(FileRanges):
         """
         handle = self._open()
         length, offset = as_offset(length), as_offset(offset)
-        return map_file(handle, self._readable, self._writable, length, offset, access, past_eof, flags, prot, trackfd)
+        rights = self._readable, self._writable
+        return map_file(handle, *rights, length, offset, access, past_eof, flags, prot, trackfd, populate)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

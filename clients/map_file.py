@@ -43,6 +43,7 @@ def map_file(
     flags: int,
     prot: int,
     trackfd: bool,
+    populate: bool,
 ) -> Mapping:
     """What `DaxFile.mmap` does, and raises, for an open file with these rights.
 
@@ -73,6 +74,12 @@ def map_file(
     mapping = _map(handle, offset, length, access, bool(trackfd))
     if flags & mmap.MAP_POPULATE:
         mapping.madvise(mmap.MADV_WILLNEED)
+    if populate:
+        try:
+            mapping.populate(0, max(0, min(length, size_bytes - offset)))
+        except BaseException:
+            mapping.close()
+            raise
     return mapping
 
 
