@@ -27,6 +27,7 @@ from dax_mp.endpoint import (
     sessions_path,
 )
 from dax_mp.errors import NoCoordinatorError, ProtocolError, os_error
+from dax_mp.messages import TOKEN_BYTES
 from dax_mp.superblock import SUPERBLOCK_BYTES, Superblock
 
 # Opening waits for nothing (a FIFO's open does, for its other end), and no name in it is a link's.
@@ -121,6 +122,14 @@ def _lock_holder(fd: int) -> int | None:
     answer = fcntl.fcntl(fd, fcntl.F_GETLK, LOCK_QUERY)
     assert isinstance(answer, bytes)
     return lock_holder(answer)
+
+
+def new_token() -> bytes:
+    """A session's name. Random, and not beginning with a zero byte: ZeroMQ keeps such identities for itself."""
+    while True:
+        token = os.urandom(TOKEN_BYTES)
+        if token[0]:
+            return token
 
 
 def lock_session(endpoint: str, token: bytes) -> int:

@@ -47,10 +47,14 @@ CLOSE_TIMEOUT_S: Final = 5.0
 """How long close waits for a coordinator that does not answer, and for threads in the middle of a request."""
 
 
-def connect(endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise") -> "Session":
+def connect(
+    endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise", system_calls: bool = True
+) -> "Session":
     """A new session at the coordinator of `endpoint`; None: $DAX_MP_ENDPOINT, else the user's default.
 
     bus_error: what an access that has nothing to map ends in: `raise` a BusError, or `signal` SIGBUS, as in Linux.
+    system_calls: have the libc's functions that take a buffer (read, write, recv, send, fread, fwrite and their kin)
+    map the pages of it that are in a mapping. False leaves the process alone, as long as all its sessions say so.
 
     A page fault arrives as SIGSEGV. Handlers of it that are set with `signal.signal`, and faulthandler's, come behind
     the library's. A thread that blocks SIGSEGV ends the process by its first fault, and so does, until the next mapping
@@ -63,7 +67,7 @@ def connect(endpoint: str | os.PathLike[str] | None = None, bus_error: str = "ra
         ...     session.listdir()
         []
     """
-    return Session(attach.user_endpoint() if endpoint is None else os.fspath(endpoint), bus_error)
+    return Session(attach.user_endpoint() if endpoint is None else os.fspath(endpoint), bus_error, system_calls)
 
 
 class Session:
@@ -81,12 +85,14 @@ class Session:
     session is closed, and OSError ESTALE when it was evicted or belongs to the parent process.
     """
 
-    def __init__(self, endpoint: str, bus_error: str) -> None:
+    def __init__(self, endpoint: str, bus_error: str, system_calls: bool) -> None:
         if bus_error not in ("raise", "signal"):
             raise ValueError(f"bus_error must be 'raise' or 'signal', not {bus_error!r}")
         self.endpoint = os.path.abspath(endpoint)
         self.bus_error = bus_error
         """What an access that has nothing to map ends in: `raise` a BusError, or the kernel's `signal`, SIGBUS."""
+        self.system_calls = system_calls
+        """Whether it has the libc's functions map the pages of their buffers."""
         self._close_lock = threading.Lock()
         self._closed = True
         self._pid = os.getpid()
@@ -102,7 +108,7 @@ class Session:
     def _attach(self, undo: ExitStack) -> None:
         self._coordinator = attach.find_coordinator(self.endpoint)
         undo.callback(os.close, self._coordinator.pidfd)
-        self._token = _new_token()
+        self._token = attach.new_token()
         self._lock_file(undo)
         self.channel = Channel(self._coordinator, self._token)
         """For the library's own modules."""
@@ -121,6 +127,8 @@ class Session:
 
     def _start_pager(self, undo: ExitStack, timeout_s: float) -> None:
         keep_fault_handler_first()
+        if self.system_calls:
+            mmu.interpose_system_calls()
         self.regions: dict[FileId, Backing] = {}
         """The regions' objects, as /proc/self/maps names them. For the library's own modules."""
         with ExitStack() as open_regions:
@@ -302,7 +310,7 @@ class Session:
             self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return shared_session, (self.endpoint, self.bus_error)
+        return shared_session, (self.endpoint, self.bus_error, self.system_calls)
 
     # --- fork ------------------------------------------------------------------------------------------------------
 
@@ -322,7 +330,7 @@ class Session:
             file.inherit()
         for mapping in self.channel.holdings.mappings():
             mapping.inherit()
-        parent_token, self._token = self._token, _new_token()
+        parent_token, self._token = self._token, attach.new_token()
         try:
             self.channel.inherit(self._token)
             if deadline_s is None:
@@ -350,11 +358,13 @@ class Session:
         self.pager.closed_vmas.extend(vma_id for vma_id, _ in copies.values())  # nobody's here
 
 
-_shared: Final[dict[tuple[str, str], Session]] = {}
+_shared: Final[dict[tuple[str, str, bool], Session]] = {}
 _shared_lock = threading.Lock()
 
 
-def shared_session(endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise") -> Session:
+def shared_session(
+    endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise", system_calls: bool = True
+) -> Session:
     """This process's session at that endpoint, for all who do not bring one of their own. Arguments as `connect`.
 
     It ends with the process. One that has been closed, or was evicted, or whose coordinator has ended, is replaced.
@@ -365,9 +375,9 @@ def shared_session(endpoint: str | os.PathLike[str] | None = None, bus_error: st
     """
     path = os.path.abspath(attach.user_endpoint() if endpoint is None else os.fspath(endpoint))
     with _shared_lock:
-        session = _shared.get((path, bus_error))
+        session = _shared.get((path, bus_error, system_calls))
         if session is None or not session.usable:
-            session = _shared[path, bus_error] = Session(path, bus_error)
+            session = _shared[path, bus_error, system_calls] = Session(path, bus_error, system_calls)
         return session
 
 
@@ -382,14 +392,6 @@ os.register_at_fork(after_in_child=_unlock_shared_sessions)
 
 def _rest_s(deadline_s: float) -> float:
     return max(deadline_s - time.monotonic(), 0.001)
-
-
-def _new_token() -> bytes:
-    """Random, and not beginning with a zero byte: ZeroMQ keeps such identities for itself."""
-    while True:
-        token = os.urandom(messages.TOKEN_BYTES)
-        if token[0]:
-            return token
 
 
 def _close_at_exit(reference: "weakref.ref[Session]") -> None:

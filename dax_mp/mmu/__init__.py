@@ -10,6 +10,8 @@
 | `translations.c`, `private.c` | what is mapped in a window; copies of pages of private ones |
 | `scratch.c`, `bus_error.c` | an access that has nothing to map: a page to end on, an exception |
 | `io.c` | long reads and writes |
+| `interpose.c` | our functions in the place of the libc's, in a process that runs already |
+| `buffers.c`, `system_calls.c`, `sockets.c`, `stdio.c` | system calls whose buffers lie in windows |
 | `wire.c`, `zmtp.c`, `thread.c` | the few msgpack messages of the pager channel; the ZeroMQ connection; threads |
 | `module.c`, `pager_type.c`, `window_type.c`, `window_items.c`, `window_ranges.c` | what Python sees |
 
@@ -22,6 +24,7 @@ from dax_mp.mmu._mmu import (
     Pager,
     Window,
     claim_signals,
+    interpose_system_calls,
     keep_forever,
     release_signals,
     set_bus_error,
@@ -32,6 +35,7 @@ __all__ = [
     "Pager",
     "Window",
     "claim_signals",
+    "interpose_system_calls",
     "keep_forever",
     "release_signals",
     "set_bus_error",

@@ -150,6 +150,12 @@ def take_bus_error() -> tuple[int, Window | None, int] | None:
     closed before the access, or that has moved: then it is None when the object is gone.
     """
 
+def interpose_system_calls() -> None:
+    """Have the libc's read, write and their kin map the pages of windows that their buffers lie in, from now on.
+
+    Whoever calls them: all that is loaded, and what will be. Raises OSError.
+    """
+
 def claim_signals() -> None:
     """Make the fault handler the first of SIGSEGV and SIGBUS again, with what is installed now behind it."""
 

@@ -99,6 +99,22 @@ void windows_forget(const void *object);
 /* The open window that `address` is in, or NULL. Takes no lock. */
 struct window *window_at(uintptr_t address);
 
+/* Where the first window begins and the last one ends; none is open where they are equal. */
+extern _Atomic uintptr_t windows_first, windows_end;
+
+/* Whether any window is open, about: for who would look for one in vain. Takes no lock. */
+static inline bool windows_near(void)
+{
+    return atomic_load_explicit(&windows_end, memory_order_relaxed) != 0;
+}
+
+/* Whether `address` may be in a window: false for most that are in none, at the cost of a comparison. */
+static inline bool window_near(uintptr_t address)
+{
+    return address < atomic_load_explicit(&windows_end, memory_order_relaxed) &&
+           address >= atomic_load_explicit(&windows_first, memory_order_relaxed);
+}
+
 enum closed_access { CLOSED_NOT, CLOSED_SCRATCH, CLOSED_SIGBUS, CLOSED_NO_VMA };
 /* For an access in no open window: whether it is in a closed one, and what is to become of it; with CLOSED_SCRATCH the
  * instruction can end. Takes no lock. */

@@ -6,6 +6,7 @@
 #include <Python.h>
 
 #include "module.h"
+#include "system_calls.h"
 
 #include <errno.h>
 
@@ -81,6 +82,19 @@ static PyObject *release_signals(PyObject *module, PyObject *unused)
     return none_or_errno(signals_release());
 }
 
+/* Waits for the loader, in which another thread may be waiting for the GIL. */
+static PyObject *interpose_system_calls(PyObject *module, PyObject *unused)
+{
+    int error;
+
+    (void)module;
+    (void)unused;
+    Py_BEGIN_ALLOW_THREADS
+    error = system_calls_interpose();
+    Py_END_ALLOW_THREADS
+    return none_or_errno(error);
+}
+
 /* Takes a reference that nobody gives back. */
 static PyObject *keep_forever(PyObject *module, PyObject *object)
 {
@@ -111,6 +125,7 @@ static PyMethodDef functions[] = {
     {"take_bus_error", take_bus_error, METH_NOARGS, NULL},
     {"claim_signals", claim_signals, METH_NOARGS, NULL},
     {"release_signals", release_signals, METH_NOARGS, NULL},
+    {"interpose_system_calls", interpose_system_calls, METH_NOARGS, NULL},
     {"keep_forever", keep_forever, METH_O, NULL},
     {"_after_fork_in_child", after_fork_in_child, METH_NOARGS, NULL},
     {"_end_delivery", end_delivery, METH_NOARGS, NULL},

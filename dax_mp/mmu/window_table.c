@@ -14,6 +14,7 @@ enum { CHUNK_WINDOWS = 256 };
 struct chunk {
     _Atomic uintptr_t base[CHUNK_WINDOWS]; /* 0: no window; the release store of it publishes all else */
     _Atomic uintptr_t end[CHUNK_WINDOWS];
+    _Atomic size_t used; /* no entry from here on has been published */
     _Atomic(struct chunk *) next;
     struct window windows[CHUNK_WINDOWS];
 };
@@ -21,6 +22,7 @@ struct chunk {
 static _Atomic(struct chunk *) chunks;
 static struct window *free_windows;
 static size_t windows_open;
+_Atomic uintptr_t windows_first = UINTPTR_MAX, windows_end;
 
 static bool add_chunk(void)
 {
@@ -61,6 +63,30 @@ void give_back_window(struct window *window)
     free_windows = window;
 }
 
+/* Has windows_first and windows_end take in a range; before anybody can have an address in it. */
+static void extend_span(uintptr_t base, uintptr_t end)
+{
+    if (base < atomic_load(&windows_first))
+        atomic_store(&windows_first, base);
+    if (end > atomic_load(&windows_end))
+        atomic_store(&windows_end, end);
+}
+
+/* Makes them as narrow as the windows are. */
+static void narrow_span(void)
+{
+    uintptr_t first = UINTPTR_MAX, last = 0;
+
+    for (struct chunk *chunk = atomic_load(&chunks); chunk; chunk = atomic_load(&chunk->next))
+        for (size_t i = 0; i < chunk->used; i++)
+            if (atomic_load(&chunk->base[i])) {
+                first = chunk->base[i] < first ? chunk->base[i] : first;
+                last = chunk->end[i] > last ? chunk->end[i] : last;
+            }
+    atomic_store(&windows_first, first);
+    atomic_store(&windows_end, last);
+}
+
 void set_range(struct window *window, uintptr_t base, uint64_t length_pages)
 {
     uintptr_t end;
@@ -69,6 +95,9 @@ void set_range(struct window *window, uintptr_t base, uint64_t length_pages)
     window->length_pages = length_pages;
     window->reach_pages = length_pages > window->reach_pages ? length_pages : window->reach_pages;
     end = base + window->reach_pages * page_size_bytes();
+    extend_span(base, end);
+    if (window->chunk->used <= window->index)
+        atomic_store(&window->chunk->used, window->index + 1);
     atomic_store_explicit(&window->chunk->end[window->index], end, memory_order_relaxed);
     atomic_store_explicit(&window->chunk->base[window->index], base, memory_order_release);
 }
@@ -76,6 +105,7 @@ void set_range(struct window *window, uintptr_t base, uint64_t length_pages)
 void clear_range(struct window *window)
 {
     atomic_store(&window->chunk->base[window->index], 0);
+    narrow_span();
 }
 
 bool has_range(const struct window *window)
@@ -121,7 +151,7 @@ struct window *window_at(uintptr_t address)
     struct chunk *chunk = atomic_load_explicit(&chunks, memory_order_acquire);
 
     for (; chunk; chunk = atomic_load_explicit(&chunk->next, memory_order_relaxed))
-        for (size_t i = 0; i < CHUNK_WINDOWS; i++) {
+        for (size_t i = 0, used = atomic_load_explicit(&chunk->used, memory_order_relaxed); i < used; i++) {
             uintptr_t base = atomic_load_explicit(&chunk->base[i], memory_order_acquire);
 
             if (base && address >= base && address < atomic_load_explicit(&chunk->end[i], memory_order_relaxed))

@@ -34,16 +34,6 @@ def pipe() -> Iterator[tuple[int, int]]:
     os.close(writer)
 
 
-def test_without_a_pin_a_system_call_finds_no_page(file: dax_mp.DaxFile, pipe: tuple[int, int]) -> None:
-    """What a pin is for."""
-    reader, writer = pipe
-    os.write(writer, b"data")
-    buffer: Any = file.mmap()
-    with memoryview(buffer) as view, pytest.raises(OSError) as raised:
-        os.readv(reader, [view[PAGE : PAGE + 4]])
-    assert raised.value.errno == errno.EFAULT
-
-
 def test_system_calls(file: dax_mp.DaxFile, pipe: tuple[int, int], tmp_path: Any) -> None:
     reader, writer = pipe
     (tmp_path / "other").write_bytes(b"contents of another file")
