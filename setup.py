@@ -13,6 +13,7 @@ SOURCES = [
     "window.c",
     "window_table.c",
     "closed.c",
+    "protection.c",
     "translations.c",
     "scratch.c",
     "private.c",

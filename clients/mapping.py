@@ -256,6 +256,34 @@ class Mapping(MappingCursor):
             finally:
                 self._request(messages.Unpin, pin_id)
 
+    def protect(self, start: int, length: int | None = None, access: int = mmap.PROT_READ | mmap.PROT_WRITE) -> None:
+        """Say what the pages of a range may be used for, as mprotect(2).
+
+        start: where a page begins; length: up to the mapping's end where it is None. access: mmap.PROT_READ,
+        mmap.PROT_READ | mmap.PROT_WRITE, or 0 for neither. An access that it forbids, by whatever thread and means, is
+        SIGSEGV, as with any memory: it goes to the program's own handler, or ends the process. It holds until it is
+        changed, the mapping shrinks or is closed; a fork's child has it too. What the pages hold stays. The program's
+        own mprotect(2) on the mapping's memory would not hold: the next fault undoes it.
+
+            >>> file = session.open("protected", "w+"); file.truncate(8192)
+            8192
+            >>> mapping = file.mmap()
+            >>> mapping.protect(0, 4096, mmap.PROT_READ)
+            >>> mapping[0], mapping.protect(0)
+            (0, None)
+            >>> mapping.close(); file.close()
+
+        Raises ValueError for a range that is not in the mapping, OSError EINVAL (a start within a page, other bits),
+        EACCES (PROT_WRITE on a read-only mapping, PROT_EXEC).
+        """
+        self._check_open()
+        start = as_ssize(start)
+        try:
+            super().protect(start, len(self) - start if length is None else as_ssize(length), as_c_int(access))
+        except OSError as error:
+            error.filename = self.name
+            raise
+
     def drop_past(self, end_pgoff: int) -> None:
         """For a fork's child: drop what this has from that page of the file on, copies included."""
         start = max(0, end_pgoff * self._open_handle().session.page_size - self.offset_bytes)

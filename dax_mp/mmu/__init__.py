@@ -7,6 +7,7 @@
 | `pager.c`, `orders.c` | the pager's thread; what the coordinator orders it to map and unmap |
 | `window.c`, `window_table.c` | address space; how the handler finds a window without a lock |
 | `closed.c` | the address space of windows that are closed, which pointers may still point into |
+| `protection.c` | mprotect(2) for windows |
 | `translations.c`, `private.c` | what is mapped in a window; copies of pages of private ones |
 | `scratch.c`, `bus_error.c` | an access that has nothing to map: a page to end on, an exception |
 | `io.c` | long reads and writes |

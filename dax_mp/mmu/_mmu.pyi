@@ -99,6 +99,13 @@ class Window:
         Raises ValueError for a range that is not in the window, OSError ENOENT where there is no call to take back.
         """
 
+    def protect(self, offset_bytes: int, length_bytes: int, prot: int, /) -> None:
+        """mprotect(2) of the pages of the range. prot: PROT_READ and PROT_WRITE, or 0; PROT_WRITE includes PROT_READ.
+
+        An access that it forbids is SIGSEGV. Raises ValueError for a range that is not in the window, OSError EINVAL
+        (within a page; other bits), EACCES (PROT_EXEC; PROT_WRITE in a read-only window).
+        """
+
     def rebind(self, pager: Pager, vma_id: int, /) -> None:
         """In the child of a fork: faults go to this pager, as this VMA's, from now on."""
 

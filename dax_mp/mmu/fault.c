@@ -178,6 +178,7 @@ static bool is_ours(int signal, const siginfo_t *info, const ucontext_t *context
 {
     enum access access;
     struct window *window;
+    uint64_t page;
 
     if (!is_of_access(signal, info))
         return false;
@@ -185,11 +186,14 @@ static bool is_ours(int signal, const siginfo_t *info, const ucontext_t *context
     access = access_of(context);
     if (!window || access == ACCESS_OTHER || (access == ACCESS_WRITE && !window->writable))
         return false;
+    page = ((uintptr_t)info->si_addr - window->base) / page_size_bytes();
+    if (!window_allows(window, page, access == ACCESS_WRITE))
+        return false;
     *fault = (struct fault){
         .window = window,
         .serial = window->serial,
         .vma_id = window->vma_id,
-        .pgoff = window->pgoff + ((uintptr_t)info->si_addr - window->base) / page_size_bytes(),
+        .pgoff = window->pgoff + page,
         .kind = signal == SIGBUS ? FAULT_FRAME_GONE : access == ACCESS_WRITE ? FAULT_WRITE : FAULT_READ,
         .write = access == ACCESS_WRITE,
         .as_write = access == ACCESS_WRITE && !window->is_private,

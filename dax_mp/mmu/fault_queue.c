@@ -114,6 +114,14 @@ void fault_answer(struct fault *fault, int error)
     futex_wake(&fault->done);
 }
 
+static int protection_of(const struct fault *fault)
+{
+    uint64_t page = fault->pgoff - fault->window->pgoff;
+    bool load = window_allows(fault->window, page, false), store = window_allows(fault->window, page, true);
+
+    return (load ? PROT_READ : 0) | (store ? PROT_WRITE : 0);
+}
+
 /* A copy that cannot be made accessible has no scratch page put in its place: what was stored there would be lost. */
 static void answer_copy(struct pager *pager, struct fault *fault)
 {
@@ -121,7 +129,7 @@ static void answer_copy(struct pager *pager, struct fault *fault)
 
     windows_lock();
     do
-        error = private_open(page_of(fault));
+        error = private_open(page_of(fault), protection_of(fault));
     while (error == ENOMEM && (windows_give_up_mappings(true) || windows_use_spare()));
     windows_unlock();
     if (error)

@@ -40,6 +40,8 @@ struct kept {
     struct kept *next;
 };
 
+struct protections;
+
 /* A range of reserved address space that shows the pages of a file from `pgoff` on. The fields are written under
  * windows_lock() before the window can be found, and stay as they are until it is closed; those of the last group
  * change meanwhile. The memory of the structure itself is never freed, so a late reader reads something valid.
@@ -63,6 +65,8 @@ struct window {
 
     uint64_t mappings; /* windows_lock(): mmap(2) calls since nothing was mapped, about its number of VMAs */
     bool mapped;       /* windows_lock(): there may be translations */
+    _Atomic(struct protections *) protections; /* see protection.c; written under windows_lock() */
+    _Atomic uint32_t readers;                  /* of it, that hold no lock */
     uint64_t sequence_pgoff; /* windows_lock(): where what the last fault has mapped ends */
     struct kept *kept; /* windows_lock(): pinned ranges, whose translations are not given up */
     _Atomic uint64_t touched_first, touched_end; /* private ones: no page outside has ever been mapped */
@@ -90,8 +94,8 @@ void window_rebind(struct window *window, struct pager *pager, uint64_t vma_id);
 int window_keep(struct window *window, uint64_t first, uint64_t end);
 /* Takes one such call back. ENOENT: there was none. */
 int window_let_go(struct window *window, uint64_t first, uint64_t end);
-/* Drops its translations. Where its address was out the address space stays out of use: for as long as its object lives,
- * until windows_forget(object), and after that while there is enough. */
+/* Drops its translations. Where its address was out, the address space stays out of use: for as long as its object
+ * lives, until windows_forget(object), and after that while there is enough. */
 void window_close(struct window *window);
 /* The object of windows that are closed is gone. */
 void windows_forget(const void *object);
@@ -128,6 +132,24 @@ bool windows_any(void);
 /* With windows_lock() held. */
 struct window *window_of(struct pager *pager, uint64_t vma_id);
 
+/* --- protections (protection.c) ---------------------------------------------------------------------------------- */
+
+/* mprotect(2) for window memory. For who stands in for it: call this first, with the same arguments.
+ * -1: no page of the range has to do with a window, and the kernel's mprotect() is to be called. Else it must not be:
+ * 0: done. From the return on no access, of whatever thread, does what `prot` forbids; one that tries gets the signal
+ * as after mprotect(2). PROT_WRITE includes PROT_READ. It holds until it is changed, the window shrinks, or is closed.
+ * EINVAL: `address` is not a page's, or `prot` has other bits than PROT_READ, PROT_WRITE, PROT_EXEC. EACCES: PROT_EXEC,
+ * or PROT_WRITE in a read-only window. ENOMEM: not all of the range lies in one open window, or there is no memory;
+ * nothing has changed. (A window has its full length here, also past the file's end.)
+ * Pinned pages are mapped again before it returns, as far as `prot` allows; private copies keep what they hold.
+ * With the GIL or without, with any signals blocked, in a handler of SIGSEGV; it takes windows_lock() where the range
+ * has to do with a window, and no lock else. */
+int window_protect(uintptr_t address, size_t length_bytes, int prot);
+/* The same for pages of a window that stays open meanwhile; they count from its first one. */
+int window_protect_pages(struct window *window, uint64_t first, uint64_t end, int prot);
+/* Whether loads, or stores, of the page are allowed. Takes no lock. */
+bool window_allows(struct window *window, uint64_t page, bool write);
+
 /* --- translations (translations.c) ------------------------------------------------------------------------------- */
 
 /* With windows_lock() held. Ranges are in pages of the file, and are clipped to the window. */
@@ -161,8 +183,8 @@ uint64_t window_clear_scratch(struct window *window);
 bool window_scratch_came(const struct window *window, uint64_t cleared);
 
 /* Puts private memory under a page whose access failed, so that the instruction can end; and under the pages after
- * it, as far as `length_pages` goes and a bound allows. Needs no lock. 0 or an errno; ESTALE where the window is closed,
- * or has moved, since it had that serial. */
+ * it, as far as `length_pages` goes and a bound allows. Needs no lock. 0 or an errno; ESTALE where the window is
+ * closed, or has moved, since it had that serial. */
 int window_map_scratch(struct window *window, uint64_t serial, uint64_t pgoff, uint64_t length_pages, bool writable);
 
 /* --- private windows (private.c) --------------------------------------------------------------------------------- */
@@ -173,11 +195,12 @@ int private_init(void);
 bool private_is_copy(uintptr_t address);
 /* With windows_lock() held, on whole pages of a private window's memory: */
 /* Makes a copy accessible again. 0 or an errno. */
-int private_open(uintptr_t address);
-/* Maps over all but copies. fd -1: pages that read as zero, of which `offset_bytes` is the one in the file. */
-int private_map(uintptr_t address, uint64_t length_bytes, int fd, uint64_t offset_bytes, uint64_t *mappings);
-/* Drops all but copies; gather: and moves those into few VMAs. 0 or an errno. */
-int private_unmap(uintptr_t address, uint64_t length_bytes, bool gather);
+int private_open(uintptr_t address, int prot);
+/* Maps over all but copies. fd -1: pages that read as zero, of which `offset_bytes` is the one in the file. prot: of
+ * what is mapped, and of copies. */
+int private_map(uintptr_t address, uint64_t length_bytes, int prot, int fd, uint64_t offset_bytes, uint64_t *mappings);
+/* Drops all but copies, whose protection is `prot` then; gather: and moves those into few VMAs. 0 or an errno. */
+int private_unmap(uintptr_t address, uint64_t length_bytes, int prot, bool gather);
 /* In the child of a fork. */
 void private_after_fork_in_child(void);
 

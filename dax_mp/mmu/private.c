@@ -125,31 +125,32 @@ bool private_is_copy(uintptr_t address)
     return read_pagemap(address, 1, &entry) && is_copy(entry);
 }
 
-int private_open(uintptr_t address)
+int private_open(uintptr_t address, int prot)
 {
-    return mprotect((void *)address, page_size_bytes(), PROT_READ | PROT_WRITE) ? errno : 0;
+    return mprotect((void *)address, page_size_bytes(), prot) ? errno : 0;
 }
 
 /* What is done to a run of pages that are no copies. */
 struct deed {
     bool map;    /* else drop */
     bool gather; /* and leave few VMAs */
+    int prot;    /* of copies, and of what is mapped */
     uintptr_t start;
     int fd;
     uint64_t offset_bytes;
     uint64_t *mappings;
 };
 
-static int map_zeroes(uintptr_t address, uint64_t length_bytes, uint64_t offset_bytes, uint64_t *mappings)
+static int map_zeroes(uintptr_t address, uint64_t length_bytes, const struct deed *deed, uint64_t offset_bytes)
 {
     while (length_bytes) {
         uint64_t within = offset_bytes % ZEROES_BYTES;
         uint64_t piece = ZEROES_BYTES - within < length_bytes ? ZEROES_BYTES - within : length_bytes;
 
-        if (mmap((void *)address, piece, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, zeroes_fd,
+        if (mmap((void *)address, piece, deed->prot, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, zeroes_fd,
                  (off_t)within) == MAP_FAILED)
             return errno;
-        ++*mappings;
+        ++*deed->mappings;
         address += piece;
         offset_bytes += piece;
         length_bytes -= piece;
@@ -165,8 +166,8 @@ static int do_run(const struct deed *deed, uintptr_t address, uint64_t length_by
     if (!deed->map)
         return mmap((void *)address, length_bytes, PROT_NONE, flags | MAP_ANONYMOUS, -1, 0) == MAP_FAILED ? errno : 0;
     if (deed->fd < 0)
-        return map_zeroes(address, length_bytes, offset_bytes, deed->mappings);
-    if (mmap((void *)address, length_bytes, PROT_READ | PROT_WRITE, flags, deed->fd, (off_t)offset_bytes) == MAP_FAILED)
+        return map_zeroes(address, length_bytes, deed, offset_bytes);
+    if (mmap((void *)address, length_bytes, deed->prot, flags, deed->fd, (off_t)offset_bytes) == MAP_FAILED)
         return errno;
     ++*deed->mappings;
     return 0;
@@ -183,7 +184,7 @@ static bool any_copy(const uint64_t *entries, size_t count)
 
 /* Puts a guard in the place of each run that is no copy in a range of up to ENTRIES pages, and makes all of them
  * accessible again, as the VMA that they were. */
-static int guard_chunk(uintptr_t address, size_t count, const uint64_t *entries)
+static int guard_chunk(uintptr_t address, size_t count, const uint64_t *entries, int prot)
 {
     uint64_t page_size = page_size_bytes();
 
@@ -195,7 +196,7 @@ static int guard_chunk(uintptr_t address, size_t count, const uint64_t *entries)
         if (!copies && madvise((void *)(address + first * page_size), (end - first) * page_size, MADV_GUARD_INSTALL))
             return errno;
     }
-    return mprotect((void *)address, count * page_size, PROT_READ | PROT_WRITE) ? errno : 0;
+    return mprotect((void *)address, count * page_size, prot) ? errno : 0;
 }
 
 static int read_copies(char *to, uintptr_t address, uint64_t length_bytes)
@@ -220,7 +221,7 @@ static int move_over(char *from, uintptr_t to, size_t count)
 }
 
 /* Puts memory with the copies, and guards where there is none, in the place of a range of up to ENTRIES pages. */
-static int gather_chunk(uintptr_t address, size_t count, const uint64_t *entries)
+static int gather_chunk(uintptr_t address, size_t count, const uint64_t *entries, int prot)
 {
     uint64_t page_size = page_size_bytes(), length_bytes = count * page_size;
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -240,6 +241,8 @@ static int gather_chunk(uintptr_t address, size_t count, const uint64_t *entries
         else if (madvise(gathered + start, (end - first) * page_size, MADV_GUARD_INSTALL))
             error = errno;
     }
+    if (!error && mprotect(gathered, length_bytes, prot))
+        error = errno;
     if (!error)
         error = move_over(gathered, address, count);
     if (error)
@@ -249,9 +252,9 @@ static int gather_chunk(uintptr_t address, size_t count, const uint64_t *entries
 
 static bool drop_between_copies(const struct deed *deed, uintptr_t address, size_t count, const uint64_t *entries)
 {
-    if (deed->gather && mem_fd >= 0 && !gather_chunk(address, count, entries))
+    if (deed->gather && mem_fd >= 0 && !gather_chunk(address, count, entries, deed->prot))
         return true;
-    return !guard_chunk(address, count, entries);
+    return !guard_chunk(address, count, entries, deed->prot);
 }
 
 /* Does it to every run that is no copy in a range of up to ENTRIES pages, and makes the copies accessible again. */
@@ -272,7 +275,7 @@ static int do_chunk(const struct deed *deed, uintptr_t address, size_t count)
             continue;
         if (!copies)
             error = do_run(deed, address + first * page_size, (end - first) * page_size);
-        else if (mprotect((void *)(address + first * page_size), (end - first) * page_size, PROT_READ | PROT_WRITE))
+        else if (mprotect((void *)(address + first * page_size), (end - first) * page_size, deed->prot))
             error = errno;
     }
     return error;
@@ -290,14 +293,21 @@ static int do_all(const struct deed *deed, uint64_t length_bytes)
     return error;
 }
 
-int private_map(uintptr_t address, uint64_t length_bytes, int fd, uint64_t offset_bytes, uint64_t *mappings)
+int private_map(uintptr_t address, uint64_t length_bytes, int prot, int fd, uint64_t offset_bytes, uint64_t *mappings)
 {
-    struct deed deed = {.map = true, .start = address, .fd = fd, .offset_bytes = offset_bytes, .mappings = mappings};
+    struct deed deed = {
+        .map = true,
+        .prot = prot,
+        .start = address,
+        .fd = fd,
+        .offset_bytes = offset_bytes,
+        .mappings = mappings,
+    };
 
     return do_all(&deed, length_bytes);
 }
 
-int private_unmap(uintptr_t address, uint64_t length_bytes, bool gather)
+int private_unmap(uintptr_t address, uint64_t length_bytes, int prot, bool gather)
 {
-    return do_all(&(struct deed){.start = address, .gather = gather}, length_bytes);
+    return do_all(&(struct deed){.start = address, .prot = prot, .gather = gather}, length_bytes);
 }

@@ -121,10 +121,16 @@ static int drop_all_but_copies(struct window *window, uint64_t first, uint64_t e
 {
     uint64_t touched_first = atomic_load(&window->touched_first), touched_end = atomic_load(&window->touched_end);
 
+    int error = 0;
+
     first = first < touched_first ? touched_first : first;
     end = end > touched_end ? touched_end : end;
-    return first < end ? private_unmap((uintptr_t)page(window, first), (end - first) * page_size_bytes(), gather)
-                       : 0;
+    for (uint64_t next = end; first < end && !error; first = next, next = end) {
+        int prot = protection_at(window, first, &next);
+
+        error = private_unmap((uintptr_t)page(window, first), (next - first) * page_size_bytes(), prot, gather);
+    }
+    return error;
 }
 
 static int try_to_drop(struct window *window, uint64_t first, uint64_t end, bool even_cows)
@@ -185,8 +191,7 @@ void pager_windows_unmap(struct pager *pager)
 
 /* --- giving up ---------------------------------------------------------------------------------------------------- */
 
-/* The pinned range that ends after page `first` and begins before all others that do. NULL: none. */
-static const struct kept *next_kept(const struct window *window, uint64_t first)
+const struct kept *next_kept(const struct window *window, uint64_t first)
 {
     const struct kept *next = NULL;
 
@@ -262,7 +267,7 @@ static int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint
 }
 
 static int map_pages(struct window *window, uint64_t first, uint64_t end, const struct frames *frames,
-                     uint64_t offset_bytes)
+                     uint64_t offset_bytes, int prot)
 {
     uint64_t length_bytes = (end - first) * page_size_bytes(), made = 0;
     int error;
@@ -270,12 +275,28 @@ static int map_pages(struct window *window, uint64_t first, uint64_t end, const 
     window->mapped = true;
     if (window->is_private) {
         extend_touched(window, first, end);
-        error = private_map((uintptr_t)page(window, first), length_bytes, frames->fd, offset_bytes, &made);
+        error = private_map((uintptr_t)page(window, first), length_bytes, prot, frames->fd, offset_bytes, &made);
     } else {
-        error = map_over(page(window, first), length_bytes, frames->prot, frames->fd, offset_bytes, frames->populate);
+        error = map_over(page(window, first), length_bytes, frames->prot & prot, frames->fd, offset_bytes, frames->populate);
         made = !error;
     }
     count_more(window, made);
+    return error;
+}
+
+/* Maps no more than what the pages may be used for. */
+static int map_as_protected(struct window *window, uint64_t first, uint64_t end, const struct frames *frames,
+                            uint64_t offset_bytes)
+{
+    int error = 0;
+
+    for (uint64_t next = end; first < end && !error; first = next, next = end) {
+        int prot = protection_at(window, first, &next);
+
+        if (prot)
+            error = map_pages(window, first, next, frames, offset_bytes, prot);
+        offset_bytes += (next - first) * page_size_bytes();
+    }
     return error;
 }
 
@@ -291,7 +312,7 @@ int window_map(struct window *window, const struct frames *frames, bool make_roo
         return ENOMEM;
     offset_bytes = (frames->fd < 0 ? first : frames->pfn + (first - frames->pgoff)) * page_size_bytes();
     do
-        error = map_pages(window, first - window->pgoff, end - window->pgoff, frames, offset_bytes);
+        error = map_as_protected(window, first - window->pgoff, end - window->pgoff, frames, offset_bytes);
     while (error == ENOMEM && make_room && windows_give_up_mappings(true));
     return error;
 }

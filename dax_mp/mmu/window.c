@@ -127,6 +127,7 @@ int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t l
         window->pager = pager;
         window->object = object;
         window->is_out = false;
+        atomic_store(&window->protections, NULL);
         window->mappings = 0;
         window->mapped = false;
         window->sequence_pgoff = UINT64_MAX;
@@ -213,6 +214,7 @@ int window_resize(struct window *window, uint64_t length_pages, bool may_move)
     } else if (length_pages <= window->reserved_pages || !(error = reserve_behind(window, length_pages))) {
         if (length_pages < window->length_pages)
             drop_pages(window, length_pages, window->length_pages, true);
+        protection_cut(window, length_pages);
         if (may_move && !window->is_out) /* nobody has an address past the end */
             window->reach_pages = 0;
         set_range(window, window->base, length_pages);
@@ -270,6 +272,7 @@ void window_close(struct window *window)
         retire_range(window);
     forget_mappings(window);
     free_kept(window);
+    protection_free(window);
     window->base = 0;
     window->serial = 0;
     window->object = NULL;
@@ -297,6 +300,7 @@ static void reserve_again(struct window *window)
     void *base = (void *)window->base;
     void *reserved;
 
+    atomic_store(&window->readers, 0); /* they are not here */
     if (!has_range(window))
         return;
     if (window->is_private)

@@ -1,4 +1,4 @@
-/* What the files about windows share: window.c, window_table.c, closed.c, translations.c, scratch.c. */
+/* What the files about windows share: window.c, window_table.c, closed.c, protection.c, translations.c, scratch.c. */
 
 #ifndef DAX_MP_WINDOW_H
 #define DAX_MP_WINDOW_H
@@ -25,6 +25,8 @@ void withdraw(struct window *window);
 void set_range(struct window *window, uintptr_t base, uint64_t length_pages);
 /* It has no address space any more. */
 void clear_range(struct window *window);
+/* Whether any window, open or closed, has reserved any of it. Needs no lock. */
+bool window_overlaps(uintptr_t start, uintptr_t end);
 /* Whether the window is open and has its address space: after a fork it may have lost it. */
 bool has_range(const struct window *window);
 /* The window after `window` in the order of the table, round and round; open or not. NULL: the first one, if any. */
@@ -43,11 +45,20 @@ bool closed_add(uintptr_t base, uint64_t reach_bytes, uint64_t reserved_bytes, b
 void closed_disown(const void *owner);
 /* Gives address space back to the kernel. False: there is none that may be. */
 bool closed_give_back(void);
-/* Takes address space that is reserved, and that no view has reached, for a new window. 0: there is none of that size. */
+/* Takes address space that is reserved, and that no view has reached, for a new window. 0: there is none that long. */
 uint64_t closed_take_rest(uint64_t bytes_min, uint64_t bytes_max, uintptr_t *base);
+/* Needs no lock: whether any of it is kept. */
 bool closed_overlaps(uintptr_t start, uintptr_t end);
 bool closed_any(void);
 void closed_drop_scratch(void);
+
+/* --- protections (protection.c) ----------------------------------------------------------------------------------- */
+
+/* With windows_lock() held: what a page may be used for, and until where that holds, if that is before `*end`. */
+int protection_at(const struct window *window, uint64_t page, uint64_t *end);
+/* Forgets those of pages from `end` on. */
+void protection_cut(struct window *window, uint64_t end);
+void protection_free(struct window *window);
 
 /* --- translations (translations.c) -------------------------------------------------------------------------------- */
 
@@ -61,6 +72,8 @@ void drop_pages(struct window *window, uint64_t first, uint64_t end, bool even_c
 void unmap_whole(struct window *window);
 /* The window's memory is gone, with all that was mapped there. */
 void forget_mappings(struct window *window);
+/* The pinned range that ends after page `first` and begins before all others that do. NULL: none. */
+const struct kept *next_kept(const struct window *window, uint64_t first);
 /* Needs no lock. Maps memory that is no file's over pages that count from the window's first. 0 or an errno. */
 int map_scratch(struct window *window, uint64_t first, uint64_t end, bool writable);
 

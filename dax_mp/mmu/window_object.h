@@ -59,6 +59,7 @@ PyObject *window_method_populate(PyObject *object, PyObject *args);
 PyObject *window_method_move(PyObject *object, PyObject *args);
 PyObject *window_method_drop(PyObject *object, PyObject *args);
 PyObject *window_method_keep(PyObject *object, PyObject *args);
+PyObject *window_method_protect(PyObject *object, PyObject *args);
 PyObject *window_method_resize(PyObject *object, PyObject *args);
 
 #endif

@@ -1,4 +1,4 @@
-/* What is done to ranges of a Window: populate, move, drop, keep, resize. */
+/* What is done to ranges of a Window: populate, move, drop, keep, protect, resize. */
 
 #include <Python.h>
 
@@ -106,6 +106,27 @@ PyObject *window_method_keep(PyObject *object, PyObject *args)
     first = (uint64_t)offset / page_size;
     end = ((uint64_t)offset + (uint64_t)length + page_size - 1) / page_size;
     error = keep ? window_keep(self->window, first, end) : window_let_go(self->window, first, end);
+    if (error)
+        return raise_errno(error);
+    Py_RETURN_NONE;
+}
+
+PyObject *window_method_protect(PyObject *object, PyObject *args)
+{
+    struct window_object *self = window_object(object);
+    uint64_t page_size = page_size_bytes(), first, end;
+    Py_ssize_t offset, length;
+    int prot, error;
+
+    if (!PyArg_ParseTuple(args, "nni:protect", &offset, &length, &prot) || !has_bytes(self, offset, length))
+        return NULL;
+    first = (uint64_t)offset / page_size;
+    end = ((uint64_t)offset + (uint64_t)length + page_size - 1) / page_size;
+    self->exports++;
+    Py_BEGIN_ALLOW_THREADS
+    error = (uint64_t)offset % page_size ? EINVAL : window_protect_pages(self->window, first, end, prot);
+    Py_END_ALLOW_THREADS
+    self->exports--;
     if (error)
         return raise_errno(error);
     Py_RETURN_NONE;

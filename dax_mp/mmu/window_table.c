@@ -169,6 +169,18 @@ struct window *window_of(struct pager *pager, uint64_t vma_id)
     return window;
 }
 
+bool window_overlaps(uintptr_t start, uintptr_t end)
+{
+    for (struct chunk *chunk = atomic_load(&chunks); chunk; chunk = atomic_load(&chunk->next))
+        for (size_t i = 0; i < CHUNK_WINDOWS; i++) {
+            uintptr_t base = atomic_load(&chunk->base[i]);
+
+            if (base && start < base + chunk->windows[i].reserved_pages * page_size_bytes() && end > base)
+                return true;
+        }
+    return closed_overlaps(start, end);
+}
+
 bool windows_any(void)
 {
     bool any;

@@ -228,6 +228,7 @@ static PyMethodDef window_methods[] = {
     {"move", window_method_move, METH_VARARGS, NULL},
     {"drop", window_method_drop, METH_VARARGS, NULL},
     {"keep", window_method_keep, METH_VARARGS, NULL},
+    {"protect", window_method_protect, METH_VARARGS, NULL},
     {"rebind", window_method_rebind, METH_VARARGS, NULL},
     {"resize", window_method_resize, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -3,6 +3,7 @@
 import doctest
 import errno
 import importlib
+import mmap
 import pkgutil
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_the_public_names_have_examples() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(daemon: dax_mp.Daemon, session: dax_mp.Session, name: str) -> None:
-    names: dict[str, Any] = {"dax_mp": dax_mp, "errno": errno, "daemon": daemon, "session": session}
+    names: dict[str, Any] = {"dax_mp": dax_mp, "errno": errno, "mmap": mmap, "daemon": daemon, "session": session}
     test = EXAMPLES[name]
     test.globs = names
     said: list[str] = []

@@ -12,6 +12,7 @@ import pytest
 import mmu_bus_errors
 import mmu_closed
 import mmu_private
+import mmu_protection
 import mmu_ranges
 import mmu_signals
 import mmu_translations
@@ -20,7 +21,16 @@ from dax_mp.clients.launch import module_environment
 from mmu_rig import FORKS, SCENARIOS
 
 TESTS: Final = Path(__file__).parent.parent
-MODULES: Final = (mmu_bus_errors, mmu_closed, mmu_private, mmu_ranges, mmu_signals, mmu_translations, mmu_zmtp)
+MODULES: Final = (
+    mmu_bus_errors,
+    mmu_closed,
+    mmu_private,
+    mmu_protection,
+    mmu_ranges,
+    mmu_signals,
+    mmu_translations,
+    mmu_zmtp,
+)
 
 CRASHES: Final = {
     "crash": signal.SIGSEGV,
