@@ -34,13 +34,15 @@ _view: Final = memoryview(_buffer)
 class Connection:
     """A connection that has just been accepted. After any exception it is to be closed.
 
+    pid: of the process that made it.
     identity: what its peer calls itself in its READY; None until then.
     """
 
-    __slots__ = ("_out", "_parts_bytes", "_received", "fd", "identity", "socket")
+    __slots__ = ("_out", "_parts_bytes", "_received", "fd", "identity", "pid", "socket")
 
-    def __init__(self, accepted: socket.socket) -> None:
+    def __init__(self, accepted: socket.socket, pid: int) -> None:
         self.socket = accepted
+        self.pid = pid
         self.fd = accepted.fileno()
         self.identity: bytes | None = None
         self._received = bytearray()

@@ -30,6 +30,7 @@ class SessionProcesses:
         self._epoll = select.epoll()
         self._pidfds: dict[bytes, int] = {}
         self._tokens: dict[int, bytes] = {}
+        self._pids: dict[bytes, int] = {}
         self.stop_requested = False
         """One of `stop_fds` has been readable."""
         for fd in stop_fds:
@@ -51,7 +52,12 @@ class SessionProcesses:
         self._epoll.register(pidfd, select.EPOLLIN)
         self._tokens[pidfd] = token
         self._pidfds[token] = pidfd
+        self._pids[token] = pid
         return pid
+
+    def pid_of(self, token: bytes) -> int:
+        """The process of the session. Precondition: `open`, and not yet `forget`."""
+        return self._pids[token]
 
     def ended(self) -> list[bytes]:
         """The sessions whose processes are dead. Each is told again until `forget`."""
@@ -75,6 +81,7 @@ class SessionProcesses:
     def forget(self, token: bytes) -> None:
         """The session is over: stop watching, and unlink its file."""
         pidfd = self._pidfds.pop(token)
+        del self._pids[token]
         del self._tokens[pidfd]
         self._epoll.unregister(pidfd)
         os.close(pidfd)

@@ -9,14 +9,19 @@ A peer's mistake ends here: it is answered, or evicts the peer's session, and ne
 """
 
 import errno
+import logging
 import math
+import os
 import select
+import signal
+import socket
 import time
 from typing import Final, get_args
 
 from dax_mp.coordinator import Coordinator
 from dax_mp.daemons.descriptors import SESSION_DESCRIPTORS, Descriptors
 from dax_mp.daemons.liveness import SessionProcesses
+from dax_mp.daemons.log import Log, event, logger, process_name
 from dax_mp.daemons.sockets import Router
 from dax_mp.effects import SendControl, SendPager
 from dax_mp.errors import ProtocolError
@@ -36,11 +41,18 @@ from dax_mp.messages import (
 
 PAGER_BATCH_MESSAGES: Final = 64
 CONTROL_BATCH_MESSAGES: Final = 8
+SIGNALS_MAX: Final = 64
 DEADLINE_STEPS: Final = 4
 """In how many steps the time to acknowledge passes: see `Clock`."""
 
 _PAGER_REQUESTS: Final = frozenset(get_args(PagerRequest))
 _CONTROL_REQUESTS: Final = frozenset(get_args(ControlRequest))
+
+
+_EVICTED_FOR: Final = {
+    errno.ESTALE: "it did not let go of pages, or of what it was lent, within --ack-timeout",
+    errno.EPROTO: "it broke the protocol",
+}
 
 
 class Clock:
@@ -62,7 +74,11 @@ class Clock:
 
 
 class Loop:
-    """Serves until `processes.stop_requested`. ack_timeout_s: as the coordinator has it."""
+    """Serves until a signal says to stop, or `processes.stop_requested`.
+
+    signals: a socket from which the numbers of signals are received. log: opened again on SIGHUP, where there is one.
+    ack_timeout_s: as the coordinator has it.
+    """
 
     def __init__(
         self,
@@ -71,6 +87,8 @@ class Loop:
         control: Router,
         processes: SessionProcesses,
         descriptors: Descriptors,
+        signals: socket.socket,
+        log: Log | None,
         ack_timeout_s: float,
     ) -> None:
         self._coordinator = coordinator
@@ -78,13 +96,18 @@ class Loop:
         self._control = control
         self._processes = processes
         self._descriptors = descriptors
+        self._signals = signals
+        self._log = log
+        self._stopped_by = ""
+        self._quarantined_pages = 0
         self._clock = Clock(ack_timeout_s / DEADLINE_STEPS)
         self._poll = select.poll()
-        for descriptor in (pager.fileno, control.fileno, processes.fileno()):
+        for descriptor in (pager.fileno, control.fileno, processes.fileno(), signals.fileno()):
             self._poll.register(descriptor, select.POLLIN)
 
-    def run(self) -> None:
-        while not self._processes.stop_requested:
+    def run(self) -> str:
+        """Serve. Returns what ended it."""
+        while not (self._stopped_by or self._processes.stop_requested):
             more = self._pager.has_more or self._control.has_more
             ready = [descriptor for descriptor, _ in self._poll.poll(0 if more else self._timeout_ms())]
             now_s = self._clock.advance()
@@ -98,6 +121,16 @@ class Loop:
                 self._serve_pager()
             if self._control.has_more or self._control.fileno in ready:
                 self._serve_control()
+            if self._signals.fileno() in ready:
+                self._serve_signals()
+        return self._stopped_by or "the end of its launcher"
+
+    def _serve_signals(self) -> None:
+        for number in self._signals.recv(SIGNALS_MAX):
+            if number != signal.SIGHUP:
+                self._stopped_by = signal.Signals(number).name
+            elif self._log is not None:
+                self._log.reopen()
 
     def _timeout_ms(self) -> int | None:
         deadlines_s = (
@@ -164,6 +197,7 @@ class Loop:
             self._refuse(peer, request.request_id, error)
         except OSError as error:
             code = errno.EMFILE if error.errno in (errno.EMFILE, errno.ENFILE) else errno.EACCES
+            self._note_refusal(peer, code, f"no session: {error.strerror}")
             self._answer(peer, Error(request.request_id, code, f"no session: {error.strerror}"))
         else:
             self._coordinator.receive_control(token, peer, request)
@@ -192,6 +226,8 @@ class Loop:
                 self._control.unsettle(peer)
                 raise
             self._coordinator.session_opened(token, pid)
+            if logger.isEnabledFor(logging.DEBUG):
+                event(logging.DEBUG, "session", f"session of {process_name(pid)} began", pid=pid)
         else:
             self._control.settle(peer)
 
@@ -208,6 +244,7 @@ class Loop:
                 elif isinstance(effect, SendControl):
                     self._answer(effect.peer, effect.message)
                 else:
+                    self._note_end(effect.token)
                     self._processes.forget(effect.token)
                     self._pager.unsettle(effect.token)
                     self._descriptors.give_back(SESSION_DESCRIPTORS)
@@ -217,6 +254,8 @@ class Loop:
 
         But where the process has called exec(), pager, mappings and lock are gone with the program that it was.
         """
+        if isinstance(effect.message, Evict):
+            self._note_eviction(effect.token, effect.message.errno)
         if self._pager.send(effect.token, encode(effect.message)) or not self._coordinator.has_session(effect.token):
             return
         if self._processes.has_let_go(effect.token):
@@ -224,11 +263,35 @@ class Loop:
         elif not isinstance(effect.message, Evict):
             self._coordinator.protocol_error(effect.token, ProtocolError("its pager is gone or does not read"))
 
+    def _note_eviction(self, token: bytes, code: int) -> None:
+        pid = self._processes.pid_of(token)
+        why = _EVICTED_FOR.get(code, os.strerror(code))
+        event(logging.WARNING, "eviction", f"evicted {process_name(pid)}: {why}", pid=pid, errno=code)
+        self._note_quarantine()
+
+    def _note_end(self, token: bytes) -> None:
+        pid = self._processes.pid_of(token)
+        event(logging.DEBUG, "session", f"session of pid {pid} ended", pid=pid)
+        self._note_quarantine()
+
+    def _note_quarantine(self) -> None:
+        """Changes of how much is in quarantine: it grows when an evicted process may reach more, and ends with it."""
+        pages = self._coordinator.fs.device.frames.quarantined_pages
+        if pages != self._quarantined_pages:
+            event(logging.WARNING, "quarantine", f"{pages} pages are in quarantine", pages=pages)
+            self._quarantined_pages = pages
+
+    def _note_refusal(self, peer: bytes, code: int, text: str) -> None:
+        if logger.isEnabledFor(logging.WARNING):
+            pid = self._control.pid_of(peer)
+            event(logging.WARNING, "refusal", f"refused {process_name(pid)}: {text}", pid=pid, errno=code)
+
     def _answer(self, peer: bytes, answer: ControlAnswer) -> None:
         self._control.send(peer, encode(answer))  # a peer that is gone, or does not read its answers, needs none
 
     def _refuse(self, peer: bytes, request_id: int, error: ProtocolError) -> None:
         self._count_protocol_error()
+        self._note_refusal(peer, errno.EPROTO, str(error.strerror))
         self._answer(peer, Error(request_id, errno.EPROTO, str(error.strerror)))
 
     def _count_protocol_error(self) -> None:

@@ -11,12 +11,14 @@ goes on in its own, and removes nothing of what a successor has made under the s
 
 import errno
 import fcntl
+import logging
 import os
 import stat
 from typing import Final
 
 from dax_mp import trust
 from dax_mp.daemons.liveness import lock_owner
+from dax_mp.daemons.log import event
 from dax_mp.daemons.region import unlink_region
 from dax_mp.endpoint import (
     CONTROL_NAME,
@@ -128,10 +130,15 @@ class RuntimeDirectory:
 
     def _remove_leftovers(self) -> None:
         """Precondition: the lock is held, so whoever made these is dead."""
-        record = Record.decode(os.pread(self._lock_fd, RECORD_BYTES_MAX, 0))
+        data = os.pread(self._lock_fd, RECORD_BYTES_MAX, 0)
+        record = Record.decode(data)
         if record is not None:
+            event(logging.INFO, "leftovers", f"removing what a dead coordinator (pid {record.pid}) left at {self.path}")
             for name in record.region_names:
                 unlink_region(name)
+        elif data:
+            text = "what was in the lock file is no coordinator's, and is ignored"
+            event(logging.WARNING, "leftovers", f"{text}: {self.path}")
         self._remove_files()
 
     def _remove_files(self) -> None:

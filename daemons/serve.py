@@ -9,6 +9,7 @@ import errno
 import sys
 from typing import Final
 
+from dax_mp.daemons.daemonize import daemonize
 from dax_mp.daemons.signals import Stopped, StopSignals
 from dax_mp.delays import STEPS, check_delay
 from dax_mp.sizes import parse_size
@@ -19,7 +20,11 @@ EXIT_BUG: Final = 70
 
 def main() -> int:
     signals = StopSignals()
-    options = _parser().parse_args()
+    options = _options()
+    if options.daemonize:
+        launched = daemonize(options)
+        if launched is not None:
+            return launched
     try:
         # Imported only now that signals wait, so that Ctrl-C does not land in the middle of an import.
         from dax_mp.daemons.start import InternalError, report, serve
@@ -46,6 +51,14 @@ def main() -> int:
         )
         return EXIT_BUG
     return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args()
+    if options.daemonize and (options.log == "-" or options.exit_with is not None or options.ready_fd is not None):
+        parser.error("--daemonize: it has no stderr (--log -) and no launcher (--exit-with, --ready-fd)")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="STEP=SECONDS",
         help=f"let every operation wait so long at this step, to debug what may happen there: {', '.join(STEPS)}",
     )
+    parser.add_argument(
+        "--log", metavar="FILE", help="what happens, a line each; - is stderr (the default); opened again on SIGHUP"
+    )
+    parser.add_argument(
+        "--log-level", choices=["debug", "info", "warning", "error"], help="(info; warning where it goes to stderr)"
+    )
+    parser.add_argument("--log-json", action="store_true", help="lines of JSON")
+    parser.add_argument("--daemonize", action="store_true", help="return when it serves, and let it serve behind us")
     parser.add_argument("--debug", action="store_true", help="check every invariant after every event (slow)")
     return parser
 

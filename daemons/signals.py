@@ -3,6 +3,8 @@
 From the first line of the daemon they are blocked. The start asks between its steps whether one is pending; the loop
 lets them in, and each becomes a byte on a socket that it polls. So no signal ever lands between the making of a thing
 and the note that it is there to be removed.
+
+SIGHUP ends nothing: a coordinator outlives the terminal that it was started from, and opens its log again.
 """
 
 import signal
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-_STOP: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_STOP: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -22,25 +24,27 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """The signals that end this process. One that our parent had us ignore (nohup) stays ignored; SIGTERM never is."""
+    """The signals that this process acts on. A SIGINT that our parent had us ignore (a shell's &) stays ignored."""
 
     def __init__(self) -> None:
-        self._numbers = {
+        self._stop = {
             number for number in _STOP if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
         }
+        self._numbers = self._stop | {signal.SIGHUP}
         signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
 
     def check(self) -> None:
-        """Raises Stopped when one has come."""
-        pending = signal.sigpending() & self._numbers
+        """Raises Stopped when one has come that ends this process."""
+        pending = signal.sigpending() & self._stop
         if pending:
             raise Stopped(min(pending))
 
     @contextmanager
     def delivered_to_socket(self) -> Iterator[socket.socket]:
-        """Let them in: each now makes the socket readable, and does nothing else. Afterwards they are blocked again."""
+        """Let them in: each now writes its number to the socket, and does nothing else. Afterwards they are blocked."""
         reader, writer = socket.socketpair()
         with reader, writer:
+            reader.setblocking(False)
             writer.setblocking(False)
             signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
             for number in self._numbers:

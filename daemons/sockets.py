@@ -8,6 +8,7 @@ A connection is a stranger until the loop says that it belongs to a session (`se
 strangers, and each has one for HANDSHAKE_TIMEOUT_S at most; meanwhile others wait in the listener's queue.
 """
 
+import logging
 import os
 import select
 import socket
@@ -17,6 +18,7 @@ from typing import Final
 
 from dax_mp.daemons.connection import Connection
 from dax_mp.daemons.descriptors import CONNECTION_DESCRIPTORS, Descriptors
+from dax_mp.daemons.log import event, process_name
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """How long a connection may be a stranger's."""
@@ -111,6 +113,11 @@ class Router:
             del self._strangers[connection]
             self._listen()
 
+    def pid_of(self, peer: bytes) -> int:
+        """The process that made the connection; 0 where it is gone."""
+        connection = self._by_identity.get(peer)
+        return connection.pid if connection is not None else 0
+
     def unsettle(self, peer: bytes) -> None:
         """Its session has ended: it has some time left to close the connection."""
         connection = self._by_identity.get(peer)
@@ -146,15 +153,17 @@ class Router:
                 accepted, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError:  # ENFILE, ENOMEM: others have taken all of the machine's
+            except OSError as error:  # ENFILE, ENOMEM: others have taken all of the machine's
+                event(logging.ERROR, "accept", f"cannot accept connections for now: {error.strerror}")
                 self._accept_again_s = self._now_s + ACCEPT_PAUSE_S
                 break
-            _, uid, _ = _UCRED.unpack(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            pid, uid, _ = _UCRED.unpack(accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if uid != os.geteuid():  # has got into our directory, which only root can
                 accepted.close()
+                event(logging.WARNING, "refusal", f"refused {process_name(pid)} of user {uid}", pid=pid, uid=uid)
                 continue
             try:
-                connection = Connection(accepted)
+                connection = Connection(accepted, pid)
             except OSError:  # gone already
                 accepted.close()
                 continue

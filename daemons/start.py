@@ -10,8 +10,10 @@ import argparse
 import errno
 import gc
 import json
+import logging
 import os
 import secrets
+import socket
 import traceback
 from contextlib import ExitStack
 from typing import Any, Final
@@ -19,6 +21,7 @@ from typing import Any, Final
 from dax_mp.coordinator import Coordinator
 from dax_mp.daemons.descriptors import Descriptors, raise_limit
 from dax_mp.daemons.liveness import SessionProcesses, open_pidfd
+from dax_mp.daemons.log import STDERR, Log, event
 from dax_mp.daemons.loop import Loop
 from dax_mp.daemons.region import PAGE_SIZE_BYTES, Region
 from dax_mp.daemons.runtime_directory import RuntimeDirectory, open_directory, serving_pid
@@ -54,8 +57,9 @@ def serve(options: argparse.Namespace, signals: StopSignals) -> None:
     descriptors = Descriptors()
     if not __debug__:
         raise OSError(errno.EINVAL, "assertions guard other people's data: run Python without -O or PYTHONOPTIMIZE")
-    endpoint = options.endpoint or _own_endpoint()
     with ExitStack() as stack:
+        log = _start_log(options, stack)
+        endpoint = options.endpoint or _own_endpoint()
         stop_fds = []
         if options.exit_with is not None:
             stop_fds.append(_watch_launcher(options.exit_with))
@@ -75,19 +79,32 @@ def serve(options: argparse.Namespace, signals: StopSignals) -> None:
         stack.callback(control.close)
         signals.check()
         wakeups = stack.enter_context(signals.delivered_to_socket())
-        processes = SessionProcesses(directory.path, [*stop_fds, wakeups.fileno()])
+        processes = SessionProcesses(directory.path, stop_fds)
         stack.callback(processes.close)
-        loop = Loop(coordinator, pager, control, processes, descriptors, options.ack_timeout)
+        loop = Loop(coordinator, pager, control, processes, descriptors, wakeups, log, options.ack_timeout)
         gc.collect()
         gc.freeze()
         _announce(options, directory.path)
         try:
-            loop.run()
+            ended_by = loop.run()
         except MemoryError:
             raise os_error(errno.ENOMEM, "there is no memory left for the coordinator; its files are gone") from None
         except Exception as error:  # a peer's mistakes have been dealt with inside
             traceback.print_exc()
+            event(logging.ERROR, "bug", f"a bug in dax-mp: {error!r}")
             raise InternalError from error
+        event(logging.INFO, "stop", f"stopped by {ended_by}; {len(coordinator.sessions)} sessions were there")
+
+
+def _start_log(options: argparse.Namespace, stack: ExitStack) -> Log | None:
+    """Open where it was asked for, and on stderr where somebody is there to read it."""
+    path = options.log
+    if path is None and (options.daemonize or options.ready_fd is not None):
+        return None  # a launcher has its own way to say what happens
+    path = path or STDERR
+    log = Log(path, options.log_level or ("warning" if path == STDERR else "info"), as_json=options.log_json)
+    stack.callback(log.close)
+    return log
 
 
 def _own_endpoint() -> str:
@@ -174,13 +191,28 @@ def _welcome(options: argparse.Namespace, regions: dict[str, Region]) -> dict[st
 
 
 def _announce(options: argparse.Namespace, endpoint: str) -> None:
+    text = f"serving {format_size(options.size)} at {endpoint} (pid {os.getpid()})"
+    event(logging.INFO, "start", text, endpoint=endpoint, pid=os.getpid(), size_bytes=options.size)
+    _notify_service_manager()
     if options.ready_fd is not None:
         report(options.ready_fd, {"endpoint": endpoint, "pid": os.getpid()})
         return
     try:
-        print(f"serving {format_size(options.size)} at {endpoint} (pid {os.getpid()}); Ctrl-C ends it", flush=True)
+        print(f"{text}; Ctrl-C ends it", flush=True)
     except OSError:  # nobody reads it
         pass
+
+
+def _notify_service_manager() -> None:
+    """Tell systemd that we serve, where it has started us as Type=notify (sd_notify(3))."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        try:
+            notify.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            event(logging.WARNING, "notify", f"cannot tell the service manager: {error.strerror}")
 
 
 def report(ready_fd: int | None, fields: dict[str, Any]) -> None:

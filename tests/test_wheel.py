@@ -19,9 +19,9 @@ fallocate fault file_requests file_system frames hole_pages inode limits locks m
 ranges read_write requests schema session shift sizes superblock timers transaction truncate trust unmap validate
 vma_messages __main__
 """
-DAEMONS: Final = (
-    "__init__ connection descriptors liveness loop region runtime_directory serve signals sockets start sweep"
-)
+DAEMONS: Final = """
+__init__ connection daemonize descriptors liveness log loop region runtime_directory serve signals sockets start sweep
+"""
 CLIENTS: Final = """
 __init__ arrays attach bus_error channel child cli cli_copy cli_files cli_names cli_options cli_show cli_table
 cli_target demo demo_actor demo_stage direct_io file file_ranges fork handle holdings interrupts lane launch map_file

@@ -53,7 +53,7 @@ def assert_refused(coordinator: CoordinatorProcess, code: int, *words: str) -> N
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("hole_policy", ["zero", "page-cache"])
 def test_a_signal_ends_it_and_nothing_is_left(serve: Serve, number: int, hole_policy: str) -> None:
     coordinator = serve("--hole-policy", hole_policy)
@@ -75,8 +75,7 @@ def test_a_directory_that_was_there_stays(serve: Serve, endpoint: str) -> None:
     assert os.listdir(endpoint) == ["notes"]
 
 
-def test_an_ignored_sighup_stays_ignored(endpoint: str) -> None:
-    """As nohup has it."""
+def test_sighup_ends_nothing_under_nohup(endpoint: str) -> None:
     script = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
     command = [sys.executable, "-P", "-c", script, *serve_command("--endpoint", endpoint, "--size", "4MiB")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
