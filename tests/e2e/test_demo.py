@@ -19,7 +19,7 @@ PAGE = os.sysconf("SC_PAGESIZE")
 
 
 def start_demo(*options: str) -> "subprocess.Popen[str]":
-    command = module_command("dax_mp.clients.cli", "demo", *options)
+    command = module_command("dax_mp", "demo", *options)
     return subprocess.Popen(
         command, env=module_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

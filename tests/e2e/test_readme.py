@@ -53,7 +53,7 @@ def test_console_example(tmp_path: Path) -> None:
     """The commands after `serve`, against a coordinator as `serve` starts it."""
     (tmp_path / "README.md").write_text(README)
     assert CONSOLE_COMMANDS[0].startswith("dax-mp serve --size ")
-    command = [sys.executable, "-m", "dax_mp.clients.cli"]
+    command = [sys.executable, "-m", "dax_mp"]
     with dax_mp.launch(size="16MiB") as daemon:
         environment = {**os.environ, "DAX_MP_ENDPOINT": daemon.endpoint}
         for line in CONSOLE_COMMANDS[1:]:
