@@ -7,6 +7,7 @@ from setuptools import Extension, setup
 SOURCES = [
     "module.c",
     "window_type.c",
+    "window_access.c",
     "window_items.c",
     "window_ranges.c",
     "pager_type.c",
@@ -24,6 +25,7 @@ SOURCES = [
     "stdio.c",
     "interpose.c",
     "fault.c",
+    "guard.c",
     "bus_error.c",
     "pager.c",
     "fault_queue.c",

@@ -6,7 +6,9 @@ Nothing here changes what it finds, but for the session's own file; and what fai
 
 import errno
 import fcntl
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -33,6 +35,11 @@ from dax_mp.superblock import SUPERBLOCK_BYTES, Superblock
 # Opening waits for nothing (a FIFO's open does, for its other end), and no name in it is a link's.
 _OPEN_DIRECTORY: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_LOCK: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+ANSWER_TIMEOUT_S: Final = 60.0
+ACK_TIMEOUTS: Final = 4
+ANSWER_TIMEOUT_S_MAX: Final = 1_000_000.0
+"""As milliseconds, it is an int in C."""
 
 
 def user_endpoint() -> str:
@@ -176,6 +183,29 @@ def check_welcome(welcome: Any) -> None:
         raise ProtocolError("the coordinator's welcome does not say how large its pages are")
     if welcome["page_size"] != page_size:
         raise ProtocolError(f"the coordinator's pages have {welcome['page_size']} bytes, this system's {page_size}")
+
+
+def rest_s(deadline_s: float) -> float:
+    """What is left until that time of time.monotonic()."""
+    return max(deadline_s - time.monotonic(), 0.001)
+
+
+def check_timeout(timeout_s: float | None) -> float | None:
+    """Raises ValueError for what is no time to wait for an answer. None is the default."""
+    if timeout_s is not None and not timeout_s > 0:
+        raise ValueError(f"the timeout must be more than 0 seconds, not {timeout_s!r}")
+    return timeout_s
+
+
+def answer_timeout_s(welcome: dict[str, Any], wanted_s: float | None) -> float:
+    """How long an access or a request may take; math.inf: for ever.
+
+    By default it is longer than what any of them takes at a coordinator that answers: an operation may wait for the
+    eviction of a process, and for others that wait for the same before it.
+    """
+    if wanted_s is None:
+        return max(ANSWER_TIMEOUT_S, ACK_TIMEOUTS * float(welcome["ack_timeout_s"]))
+    return wanted_s if wanted_s == math.inf else min(wanted_s, ANSWER_TIMEOUT_S_MAX)
 
 
 def open_region(name: str, kind: str, pages: int, welcome: dict[str, Any]) -> int:

@@ -23,6 +23,7 @@ _REASONS: Final = {
     errno.EACCES: "store to a mapping that is read-only",
     errno.ESTALE: "the session is closed, or was evicted: connect() again",
     errno.EIO: "the coordinator has ended: start another and connect() again",
+    errno.ETIMEDOUT: "the coordinator is alive but does not answer",
 }
 _CLOSED: Final = "the mapping was closed: np.frombuffer(mapping) keeps it open, np.ndarray(buffer=mapping) does not"
 
@@ -40,8 +41,8 @@ class BusError(OSError):
         >>> mapping.close(); file.close()
 
     errno: EFAULT past the end of the file, ENOSPC no block for a store, ENOMEM no frame for a load from a hole, ESTALE
-    session closed or evicted, EIO coordinator gone. filename: the file's name when it was opened; None where the
-    mapping is closed since.
+    session closed or evicted, EIO coordinator gone, or silent for the session's `timeout`. filename: the file's name
+    when it was opened; None where the mapping is closed since.
     """
 
     offset_bytes: int | None
@@ -55,6 +56,8 @@ class BusError(OSError):
             return
         code, window, offset_bytes = mmu.take_bus_error() or (errno.EFAULT, None, 0)
         text = _REASONS.get(code, os.strerror(code))
+        if code == errno.ETIMEDOUT:
+            code = errno.EIO
         if window is None:
             text = _CLOSED if code == errno.ESTALE else f"{text} (through a mapping that is closed now)"
             super().__init__(code, text)

@@ -10,6 +10,7 @@ threads that would change which handles and VMAs the session has are held back.
 """
 
 import errno
+import math
 import os
 import threading
 import time
@@ -38,6 +39,8 @@ class Channel:
 
     def __init__(self, coordinator: CoordinatorProcess, token: bytes) -> None:
         self._coordinator = coordinator
+        self.timeout_s = math.inf
+        """How long a request waits for a coordinator that lives but does not answer."""
         self.holdings = Holdings()
         self._start(token)
 
@@ -74,8 +77,7 @@ class Channel:
     ) -> Any:
         """Send a request, wait for its answer and return the value of it.
 
-        kind: the class of the message; fields: all of its fields but the id. timeout_s: None waits for as long as the
-        coordinator lives.
+        kind: the class of the message; fields: all of its fields but the id. timeout_s: None is the channel's own.
         Raises OSError: what the coordinator answered, with `filename`; ConnectionError when it is gone; TimeoutError;
         ESTALE as `check`. Raises ValueError when the session is closed, or is closed meanwhile.
         """
@@ -91,9 +93,9 @@ class Channel:
         ends the wait, it is waited for and given back before that goes on.
         """
         self.check()
-        lane = self._take(None)
+        lane = self._take(self._deadline(None))
         try:
-            answer = lane.exchange(kind, fields, None)
+            answer = lane.exchange(kind, fields, self._deadline(None))
         except BaseException:
             try:
                 late = lane.late_answer(time.monotonic() + LATE_TIMEOUT_S)
@@ -109,9 +111,9 @@ class Channel:
     def post(self, kind: RequestType, *fields: object) -> None:
         """`request`, but without a wait for the answer, which must not matter. Raises ConnectionError, ValueError."""
         self.check()
-        lane = self._take(None)
+        lane = self._take(self._deadline(None))
         try:
-            lane.post(kind, fields)
+            lane.post(kind, fields, self._deadline(None))
         except BaseException:
             with self._changed:
                 self._drop(lane)
@@ -201,10 +203,16 @@ class Channel:
             kind, number = release
             self._exchange(kind, (number,), None)  # an Error would say that it is gone already
 
+    def _deadline(self, timeout_s: float | None) -> float | None:
+        """Of time.monotonic(). timeout_s: None is the channel's own."""
+        if timeout_s is None:
+            timeout_s = self.timeout_s
+        return None if timeout_s == math.inf else time.monotonic() + timeout_s
+
     def _exchange(
         self, kind: RequestType, fields: tuple[object, ...], timeout_s: float | None
     ) -> messages.ControlAnswer:
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = self._deadline(timeout_s)
         if kind in _CHANGES:
             with self.change():
                 return self._exchange_by_lane(kind, fields, deadline)

@@ -4,8 +4,9 @@ When the wait for its answer ends in any other way than by the answer (KeyboardI
 lane is closed: a late answer then has nowhere to go and cannot be taken for that of a later request. What such a
 request was for may or may not have been done; what it has acquired (a handle, a VMA) goes with the session.
 
-A wait ends at the answer, at the coordinator's death (its pidfd), or when the session is closed by another thread (an
-eventfd): it never lasts for ever on a coordinator that is gone.
+A wait ends at the answer, at the coordinator's death (its pidfd), when the session is closed by another thread (an
+eventfd), or at the deadline of the request: it never lasts for ever, neither on a coordinator that is gone nor on one
+that is silent.
 """
 
 import errno
@@ -73,12 +74,12 @@ class Lane:
             raise ProtocolError("the coordinator answered another request than it was sent")
         return answer
 
-    def post(self, kind: RequestType, fields: tuple[object, ...]) -> None:
+    def post(self, kind: RequestType, fields: tuple[object, ...], deadline: float | None) -> None:
         """Send the request; its answer is passed over when it comes, before that of the next one."""
         try:
             if self._owed_id:  # by what another thread posted, which had this lane meanwhile
-                self._receive_owed(None)
-            self._owed_id = self._send(kind, fields, None)
+                self._receive_owed(deadline)
+            self._owed_id = self._send(kind, fields, deadline)
         except Interrupted as interrupted:
             raise self._reason(interrupted) from None
         except (ConnectionResetError, BrokenPipeError):

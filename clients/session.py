@@ -20,9 +20,9 @@ A session pickles by its endpoint: the copy is its process's shared session ther
 import atexit
 import errno
 import functools
+import math
 import os
 import threading
-import time
 import warnings
 import weakref
 from contextlib import ExitStack
@@ -48,7 +48,10 @@ CLOSE_TIMEOUT_S: Final = 5.0
 
 
 def connect(
-    endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise", system_calls: bool = True
+    endpoint: str | os.PathLike[str] | None = None,
+    bus_error: str = "raise",
+    system_calls: bool = True,
+    timeout: float | None = None,
 ) -> "Session":
     """A new session at the coordinator of `endpoint`; None: $DAX_MP_ENDPOINT, else the user's default.
 
@@ -60,6 +63,9 @@ def connect(
     the library's. A thread that blocks SIGSEGV ends the process by its first fault, and so does, until the next mapping
     is made, a handler that C code installs by sigaction(2).
 
+    timeout: how many seconds to wait for a coordinator that is alive but does not answer; then an access is a BusError
+    (EIO), a request a TimeoutError. None: 60, or four times its ack timeout where that is longer; math.inf: for ever.
+
     Raises NoCoordinatorError where none serves there, ProtocolError where it is of another version or page size,
     TimeoutError where it does not answer, OSError else.
 
@@ -67,7 +73,8 @@ def connect(
         ...     session.listdir()
         []
     """
-    return Session(attach.user_endpoint() if endpoint is None else os.fspath(endpoint), bus_error, system_calls)
+    path = attach.user_endpoint() if endpoint is None else os.fspath(endpoint)
+    return Session(path, bus_error, system_calls, timeout)
 
 
 class Session:
@@ -81,11 +88,13 @@ class Session:
         (['old notes'], 4)
         >>> session.unlink("old notes")
 
-    Every method raises OSError for what the coordinator refuses, ConnectionError when it is gone, ValueError when the
-    session is closed, and OSError ESTALE when it was evicted or belongs to the parent process.
+    Every method raises OSError for what the coordinator refuses, ConnectionError when it is gone, TimeoutError when it
+    is alive but does not answer for `timeout` seconds (it may still do what was asked), ValueError when the session is
+    closed, and OSError ESTALE when it was evicted or belongs to the parent process.
     """
 
-    def __init__(self, endpoint: str, bus_error: str, system_calls: bool) -> None:
+    def __init__(self, endpoint: str, bus_error: str, system_calls: bool, timeout: float | None = None) -> None:
+        self._closed = True  # before anything can be raised
         if bus_error not in ("raise", "signal"):
             raise ValueError(f"bus_error must be 'raise' or 'signal', not {bus_error!r}")
         self.endpoint = os.path.abspath(endpoint)
@@ -93,8 +102,8 @@ class Session:
         """What an access that has nothing to map ends in: `raise` a BusError, or the kernel's `signal`, SIGBUS."""
         self.system_calls = system_calls
         """Whether it has the libc's functions map the pages of their buffers."""
+        self._wanted_timeout_s = attach.check_timeout(timeout)
         self._close_lock = threading.Lock()
-        self._closed = True
         self._pid = os.getpid()
         with ExitStack() as undo:
             self._attach(undo)
@@ -124,6 +133,8 @@ class Session:
         self._welcome = self.channel.hello(timeout_s)
         undo.callback(self.channel.bye, CLOSE_TIMEOUT_S)
         attach.check_welcome(self._welcome)
+        self.timeout = self.channel.timeout_s = attach.answer_timeout_s(self._welcome, self._wanted_timeout_s)
+        """How many seconds an access or a request waits for a coordinator that is alive but does not answer."""
 
     def _start_pager(self, undo: ExitStack, timeout_s: float) -> None:
         keep_fault_handler_first()
@@ -140,6 +151,7 @@ class Session:
                 dram_fd=self._open_region("dram", open_regions),
                 timeout_ms=round(timeout_s * 1000),
                 sigbus=self.bus_error == "signal",
+                answer_timeout_ms=-1 if self.timeout == math.inf else round(self.timeout * 1000),
             )
             """For the library's own modules."""
         undo.callback(self.pager.close)
@@ -310,6 +322,8 @@ class Session:
             self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        from dax_mp.clients.shared_session import shared_session
+
         return shared_session, (self.endpoint, self.bus_error, self.system_calls)
 
     # --- fork ------------------------------------------------------------------------------------------------------
@@ -344,10 +358,10 @@ class Session:
     def _adopt(self, undo: ExitStack, parent_token: bytes, deadline_s: float) -> None:
         self._lock_file(undo)
         undo.callback(self.channel.close, CLOSE_TIMEOUT_S)
-        self._hello(undo, _rest_s(deadline_s))
-        flat = self.channel.request(messages.Adopt, parent_token, timeout_s=_rest_s(deadline_s))
+        self._hello(undo, attach.rest_s(deadline_s))
+        flat = self.channel.request(messages.Adopt, parent_token, timeout_s=attach.rest_s(deadline_s))
         copies = dict(zip(flat[::3], zip(flat[1::3], flat[2::3], strict=True), strict=True))
-        self._start_pager(undo, _rest_s(deadline_s))
+        self._start_pager(undo, attach.rest_s(deadline_s))
         holdings = self.channel.holdings
         for mapping in holdings.mappings():
             if not mapping.closed and mapping.vma_id in copies:
@@ -356,42 +370,6 @@ class Session:
                 mapping.rebind(self.pager, vma_id)
                 mapping.drop_past(end_pgoff)
         self.pager.closed_vmas.extend(vma_id for vma_id, _ in copies.values())  # nobody's here
-
-
-_shared: Final[dict[tuple[str, str, bool], Session]] = {}
-_shared_lock = threading.Lock()
-
-
-def shared_session(
-    endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise", system_calls: bool = True
-) -> Session:
-    """This process's session at that endpoint, for all who do not bring one of their own. Arguments as `connect`.
-
-    It ends with the process. One that has been closed, or was evicted, or whose coordinator has ended, is replaced.
-    Raises as `connect`.
-
-        >>> dax_mp.shared_session(daemon.endpoint) is dax_mp.shared_session(daemon.endpoint)
-        True
-    """
-    path = os.path.abspath(attach.user_endpoint() if endpoint is None else os.fspath(endpoint))
-    with _shared_lock:
-        session = _shared.get((path, bus_error, system_calls))
-        if session is None or not session.usable:
-            session = _shared[path, bus_error, system_calls] = Session(path, bus_error, system_calls)
-        return session
-
-
-def _unlock_shared_sessions() -> None:
-    """In a fork's child: the thread that held the lock is not here."""
-    global _shared_lock
-    _shared_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_unlock_shared_sessions)
-
-
-def _rest_s(deadline_s: float) -> float:
-    return max(deadline_s - time.monotonic(), 0.001)
 
 
 def _close_at_exit(reference: "weakref.ref[Session]") -> None:

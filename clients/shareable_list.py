@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from types import FunctionType
 from typing import Any, Generic, TypeVar, cast
 
-from dax_mp.clients.session import Session, shared_session
+from dax_mp.clients.session import Session
 from dax_mp.clients.shared_memory import SharedMemory
+from dax_mp.clients.shared_session import shared_session
 
 T = TypeVar("T", int, float, bool, str, bytes, None)
 

@@ -14,7 +14,8 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from dax_mp.clients.file import DaxFile
-from dax_mp.clients.session import Session, shared_session
+from dax_mp.clients.session import Session
+from dax_mp.clients.shared_session import shared_session
 from dax_mp.errors import os_error
 from dax_mp.limits import NAME_BYTES_MAX
 

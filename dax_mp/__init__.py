@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from dax_mp.clients.launch import Daemon, launch
     from dax_mp.clients.mapping import ACCESS_COPY, ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, Mapping
     from dax_mp.clients.page_table import PageTableEntry
-    from dax_mp.clients.session import Session, connect, shared_session
+    from dax_mp.clients.session import Session, connect
     from dax_mp.clients.shareable_list import ShareableList
     from dax_mp.clients.shared_memory import SharedMemory
     from dax_mp.clients.shared_memory_manager import SharedMemoryManager
+    from dax_mp.clients.shared_session import shared_session
     from dax_mp.clients.status import DeviceStat, Extent, FileStat, MappedRange, Mapper, VmaMaps
 
 __version__ = "0.1.0"
@@ -91,7 +92,7 @@ _MODULES = {
     "connect": "clients.session",
     "launch": "clients.launch",
     "ndarray": "clients.arrays",
-    "shared_session": "clients.session",
+    "shared_session": "clients.shared_session",
 }
 
 

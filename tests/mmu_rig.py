@@ -48,6 +48,7 @@ class Rig:
                 "dram_fd": -1,
                 "timeout_ms": TIMEOUT_MS,
                 "sigbus": False,
+                "answer_timeout_ms": -1,
                 **arguments,
             }
         )

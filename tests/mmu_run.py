@@ -14,10 +14,21 @@ import mmu_protection
 import mmu_ranges
 import mmu_signals
 import mmu_translations
+import mmu_waits
 import mmu_zmtp
 from mmu_rig import SCENARIOS, Rig
 
-MODULES = (mmu_bus_errors, mmu_closed, mmu_private, mmu_protection, mmu_ranges, mmu_signals, mmu_translations, mmu_zmtp)
+MODULES = (
+    mmu_bus_errors,
+    mmu_closed,
+    mmu_private,
+    mmu_protection,
+    mmu_ranges,
+    mmu_signals,
+    mmu_translations,
+    mmu_waits,
+    mmu_zmtp,
+)
 TIMEOUT_S = 120
 
 if __name__ == "__main__":

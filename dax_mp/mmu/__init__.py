@@ -9,12 +9,14 @@
 | `closed.c` | the address space of windows that are closed, which pointers may still point into |
 | `protection.c` | mprotect(2) for windows |
 | `translations.c`, `private.c` | what is mapped in a window; copies of pages of private ones |
+| `guard.c` | accesses that can be left: those of the mappings' own methods |
 | `scratch.c`, `bus_error.c` | an access that has nothing to map: a page to end on, an exception |
 | `io.c` | long reads and writes |
 | `interpose.c` | our functions in the place of the libc's, in a process that runs already |
 | `buffers.c`, `system_calls.c`, `sockets.c`, `stdio.c` | system calls whose buffers lie in windows |
 | `wire.c`, `zmtp.c`, `thread.c` | the few msgpack messages of the pager channel; the ZeroMQ connection; threads |
-| `module.c`, `pager_type.c`, `window_type.c`, `window_items.c`, `window_ranges.c` | what Python sees |
+| `module.c`, `pager_type.c` | what Python sees |
+| `window_type.c`, `window_access.c`, `window_items.c`, `window_ranges.c` | its windows |
 
 One fault, in order: `fault.c` (posts it), `fault_queue.c` (sends Fault), `orders.c` (receives Map), `translations.c`
 (mmap(MAP_FIXED) over the window), `fault.c` (the thread wakes and its instruction runs again). `mmu.h` says who may do

@@ -20,11 +20,14 @@ class Pager:
         dram_fd: int,
         timeout_ms: int,
         sigbus: bool,
+        answer_timeout_ms: int,
     ) -> None:
         """Connect to the Unix socket at `path`, say PagerHello and wait for PagerReady.
 
         dram_fd: -1 where there is no DRAM region. The file descriptors are duplicated.
         sigbus: an access that has nothing to map ends in SIGBUS, as the kernel has it, and not in an exception.
+        answer_timeout_ms: an access that the coordinator does not answer for so long has nothing to map either
+        (ETIMEDOUT); negative: it waits for ever.
         Raises TimeoutError when no PagerReady comes, ConnectionError when the coordinator is gone, OSError else.
         """
 

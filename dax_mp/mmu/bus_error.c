@@ -1,7 +1,6 @@
 /* What becomes of an access that has nothing to map: an exception in the thread that made it.
  *
- * The Window type's own methods reach window memory through guarded_copy() alone. The handler leaves it by
- * siglongjmp(), and the method raises at once. Nothing is put in the place of the page, so no store is lost unseen.
+ * The Window type's own methods raise it at once (window_access.c).
  *
  * Any other access (numpy, memoryview, C code) cannot be left: the instruction has to end. The pager puts a scratch
  * page under it, and an asynchronous exception waits for the thread at the next place where the interpreter looks for
@@ -26,8 +25,6 @@
 #include "thread.h"
 
 #include <errno.h>
-#include <setjmp.h>
-#include <signal.h>
 #include <string.h>
 
 enum { SLOTS = 64 };
@@ -36,11 +33,9 @@ static const struct timespec SLOT_RETRY = {.tv_nsec = 1000000};
 
 #define THREAD_LOCAL static _Thread_local __attribute__((tls_model("initial-exec")))
 
-/* volatile: the handler reads it in the middle of guarded_copy(). */
-THREAD_LOCAL sigjmp_buf *volatile guard;
-
-/* This thread's first failed access that has not been taken. */
+/* This thread's first failed raw access that has not been taken, and what a method of Window is about to raise. */
 THREAD_LOCAL struct bus_error record;
+THREAD_LOCAL struct bus_error noted;
 
 /* With the GIL: one of a thread that is not Python's, for the main thread to take. */
 static struct bus_error foreign_record;
@@ -48,65 +43,6 @@ static unsigned long main_thread;
 
 /* Borrowed from the module, and read with the GIL. */
 static PyObject *exception_class;
-
-/* --- guarded copies ---------------------------------------------------------------------------------------------- */
-
-bool guarded(void)
-{
-    return guard != NULL;
-}
-
-static __attribute__((noinline)) void copy(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step,
-                                           size_t count)
-{
-    if (to_step == 1 && from_step == 1) {
-        memmove(to, from, count);
-        return;
-    }
-    for (ptrdiff_t i = 0; i < (ptrdiff_t)count; i++) /* a step past the last byte may be no address at all */
-        *(volatile char *)(to + i * to_step) = *(const volatile char *)(from + i * from_step);
-}
-
-bool guarded_copy(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step, size_t count)
-{
-    sigjmp_buf here;
-
-    if (sigsetjmp(here, 0)) {
-        guard = NULL;
-        return false;
-    }
-    guard = &here;
-    atomic_signal_fence(memory_order_seq_cst);
-    copy(to, to_step, from, from_step, count);
-    atomic_signal_fence(memory_order_seq_cst);
-    guard = NULL;
-    return true;
-}
-
-static __attribute__((noinline)) void touch(char *from, size_t count, size_t step, bool write)
-{
-    for (char *end = from + count; from < end; from += step - (uintptr_t)from % step)
-        if (write)
-            __atomic_fetch_or((unsigned char *)from, 0, __ATOMIC_RELAXED);
-        else
-            (void)*(volatile char *)from;
-}
-
-bool guarded_touch(char *from, size_t count, size_t step, bool write)
-{
-    sigjmp_buf here;
-
-    if (sigsetjmp(here, 0)) {
-        guard = NULL;
-        return false;
-    }
-    guard = &here;
-    atomic_signal_fence(memory_order_seq_cst);
-    touch(from, count, step, write);
-    atomic_signal_fence(memory_order_seq_cst);
-    guard = NULL;
-    return true;
-}
 
 /* --- delivery ---------------------------------------------------------------------------------------------------- */
 
@@ -266,17 +202,20 @@ static PyThreadState *current_thread_state(void)
 
 void bus_error_note(struct window *window, uint64_t serial, uint64_t offset_bytes, int error)
 {
-    record = (struct bus_error){error, window, serial, offset_bytes};
+    noted = (struct bus_error){error, window, serial, offset_bytes};
+}
+
+bool bus_error_is_main_thread(void)
+{
+    return PyThread_get_thread_ident() == main_thread;
 }
 
 void bus_error(struct window *window, uint64_t serial, uint64_t offset_bytes, int error)
 {
     PyThreadState *mine;
 
-    if (guard || !record.error)
-        bus_error_note(window, serial, offset_bytes, error);
-    if (guard)
-        siglongjmp(*guard, 1);
+    if (!record.error)
+        record = (struct bus_error){error, window, serial, offset_bytes};
     /* Not PyGILState_Check(): it says yes to everything once there has been a subinterpreter. */
     mine = PyGILState_GetThisThreadState();
     if (mine && mine == current_thread_state())
@@ -287,7 +226,7 @@ void bus_error(struct window *window, uint64_t serial, uint64_t offset_bytes, in
 
 bool bus_error_take(struct bus_error *taken)
 {
-    struct bus_error *source = record.error ? &record : &foreign_record;
+    struct bus_error *source = noted.error ? &noted : record.error ? &record : &foreign_record;
 
     *taken = *source;
     source->error = 0;

@@ -14,10 +14,16 @@ struct bus_error {
     uint64_t offset_bytes;
 };
 
+/* The main thread is the one that Python runs signal handlers in. */
+bool bus_error_is_main_thread(void);
+
 /* Once. 0 or an errno. */
 int bus_error_init(unsigned long main_thread_ident);
 /* The class that is raised. The caller keeps a reference to it. Before anything can fault. */
 void bus_error_set_class(PyObject *class);
+
+/* Makes this the failed access that bus_error_take() gives next in this thread. */
+void bus_error_note(struct window *window, uint64_t serial, uint64_t offset_bytes, int error);
 
 /* Takes this thread's failed access and drops the scratch pages. False: there was none. */
 bool bus_error_take(struct bus_error *taken);

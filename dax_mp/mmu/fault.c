@@ -190,6 +190,7 @@ static bool is_ours(int signal, const siginfo_t *info, const ucontext_t *context
     if (!window_allows(window, page, access == ACCESS_WRITE))
         return false;
     *fault = (struct fault){
+        .address = (uintptr_t)info->si_addr,
         .window = window,
         .serial = window->serial,
         .vma_id = window->vma_id,
@@ -197,7 +198,7 @@ static bool is_ours(int signal, const siginfo_t *info, const ucontext_t *context
         .kind = signal == SIGBUS ? FAULT_FRAME_GONE : access == ACCESS_WRITE ? FAULT_WRITE : FAULT_READ,
         .write = access == ACCESS_WRITE,
         .as_write = access == ACCESS_WRITE && !window->is_private,
-        .raw = !guarded() && !window->pager->config.sigbus,
+        .raw = !window->pager->config.sigbus,
     };
     return true;
 }
@@ -265,6 +266,7 @@ static void on_fault(int signal, siginfo_t *info, void *context)
         if (!serve_closed(signal, info, context))
             pass_on(signal, info, context, false);
     } else {
+        guard_leave(fault.address, &fault);
         pager_serve(fault.window->pager, &fault);
         if (fault.error && fault.window->pager->config.sigbus && signal == SIGBUS)
             pass_on(signal, info, context, false);
@@ -273,7 +275,7 @@ static void on_fault(int signal, siginfo_t *info, void *context)
         else if (fault.error && fault.raw && !fault.has_scratch)
             default_action(signal, info, false); /* the instruction can neither go on nor be given up */
         else if (fault.error)
-            bus_error(fault.window, fault.serial, (uintptr_t)info->si_addr - fault.window->base, fault.error);
+            bus_error(fault.window, fault.serial, fault.address - fault.window->base, fault.error);
     }
     errno = saved_errno;
 }

@@ -212,17 +212,21 @@ enum fault_kind {
     FAULT_FRAME_GONE, /* the mapping is there, but the region has no frame behind it: it was truncated under us */
 };
 
-/* One thread that sleeps in the signal handler, or in window_request_pages(), on whose stack this lies. */
+/* A page that a thread waits for, on whose stack this lies: in the signal handler, or in what asks without touching. */
 struct fault {
     struct fault *next; /* in the pager's list of posted, then of pending ones */
+    uintptr_t address;
     struct window *window;
     uint64_t serial; /* of the window */
     uint64_t vma_id;
     uint64_t pgoff;
     uint64_t id; /* on the wire */
+    int64_t deadline_ns; /* monotonic; the answer is not waited for any longer */
+    uint32_t forks;      /* of the pager, when it was posted */
     enum fault_kind kind;
     bool write;  /* a store */
     bool as_write; /* what is asked for: a store to a private window needs no more than a load */
+    bool sent;
     bool raw; /* the access cannot be given up: if it fails, it needs a scratch page to end on */
 
     /* The answer. After `done` is set the structure is the handler's alone again, and may be gone. */
@@ -249,7 +253,8 @@ struct pager_config {
     uint32_t version;
     int pmem_fd;
     int dram_fd; /* -1: none */
-    int64_t timeout_ms;
+    int64_t timeout_ms;        /* of the start */
+    int64_t answer_timeout_ms; /* of a fault; negative: none */
     bool sigbus; /* an access that has nothing to map ends in SIGBUS */
 };
 
@@ -262,6 +267,8 @@ struct pager {
     _Atomic(struct fault *) posted;
     _Atomic uint64_t last_fault_id;
     _Atomic uint32_t posting;
+    _Atomic uint32_t forks;
+    _Atomic uint32_t pending_lock; /* guards `pending` */
 
     _Atomic uint32_t copying; /* threads in pager_store() and pager_load() */
 
@@ -276,9 +283,8 @@ struct pager {
     struct window *windows[PAGER_BUCKETS]; /* by vma_id */
     struct pager *next;                    /* in the list of all pagers, for fork() */
 
-    /* The thread's own. */
-    struct zmtp zmtp; /* faulting threads send on its descriptor */
-    struct fault *pending; /* taken from `posted`, not answered */
+    struct fault *pending; /* pending_lock: taken from `posted`, not answered */
+    struct zmtp zmtp; /* the thread's own; faulting threads send on its descriptor */
 };
 
 /* Starts a pager and waits until the coordinator has answered PagerHello. 0, or an errno: ETIMEDOUT, ECONNRESET when
@@ -291,7 +297,19 @@ void pager_free(struct pager *pager);
 /* In the child of a fork: this pager's thread is not here. windows_lock() is held. */
 void pagers_after_fork_in_child(void);
 
-/* Serves a fault: returns when `fault` holds the answer. From the signal handler. */
+/* The next three serve a fault in steps, on any thread, with or without the GIL. They take no lock that another thread
+ * holds for more than a moment, so they are for signal handlers too. The caller fills in what fault.c's is_ours() does;
+ * the page need not have been touched.
+ *
+ * Asks the coordinator for the page. True: pager_wait() until that returns true, or pager_withdraw(), before the
+ * structure goes. False: `fault` holds the answer already. */
+bool pager_ask(struct pager *pager, struct fault *fault);
+/* True: `fault` holds the answer; ETIMEDOUT after the pager's answer_timeout_ms. False: it is `until_ns` now, or a signal
+ * handler has run. */
+bool pager_wait(struct pager *pager, struct fault *fault, int64_t until_ns);
+/* Waits no longer: returns when `fault` holds the answer, or `error` for an answer. */
+void pager_withdraw(struct pager *pager, struct fault *fault, int error);
+/* All of it: returns when `fault` holds the answer. */
 void pager_serve(struct pager *pager, struct fault *fault);
 void pager_count(struct pager *pager, enum pager_counter counter, uint64_t by);
 
@@ -308,23 +326,32 @@ ssize_t pager_load(struct pager *pager, char *to, size_t count, uint64_t offset_
 /* Returns when no thread is in one of the two. */
 void pager_await_copies(struct pager *pager);
 
+/* --- guarded accesses (guard.c) ----------------------------------------------------------------------------------- */
+
+enum piece_kind { PIECE_COPY, PIECE_TOUCH, PIECE_TOUCH_TO_STORE };
+
+/* `count` bytes, not 0, that lie `to_step` and `from_step` bytes apart. To touch: one in each page from `to` on, which
+ * is `from` too, without changing any. */
+struct piece {
+    enum piece_kind kind;
+    char *to;
+    ptrdiff_t to_step;
+    const char *from;
+    ptrdiff_t from_step;
+    size_t count;
+};
+
+/* Does it. False: it was left on the way, at `left`, which can be given to pager_ask(). */
+bool guarded_access(const struct piece *piece, struct fault *left);
+/* Does it like any other code: where a page is not mapped, in the signal handler. */
+void access_piece(const struct piece *piece);
+/* From the signal handler: where this thread's access at `address` is a guarded one, leaves it and does not return. */
+void guard_leave(uintptr_t address, const struct fault *fault);
+
 /* --- bus errors (bus_error.c) ------------------------------------------------------------------------------------ */
 
-/* Whether this thread's accesses are inside guarded_copy(). */
-bool guarded(void);
-
-/* Copies `count` bytes that lie `to_step` and `from_step` bytes apart, from or to window memory. False: an access
- * failed, the copy ended there, and the error is kept for take_bus_error. */
-bool guarded_copy(char *to, ptrdiff_t to_step, const char *from, ptrdiff_t from_step, size_t count);
-
-/* Touches a byte in each page of the range, without changing any. As guarded_copy(). */
-bool guarded_touch(char *from, size_t count, size_t step, bool write);
-
-/* Makes this the failed access that take_bus_error gives. */
-void bus_error_note(struct window *window, uint64_t serial, uint64_t offset_bytes, int error);
-
-/* From the signal handler, for an access that failed: leaves guarded_copy(), or sees to it that this thread raises
- * the exception at its next bytecode, and returns. */
+/* From the signal handler, for an access that failed: sees to it that this thread raises the exception at its next
+ * bytecode, and returns. */
 void bus_error(struct window *window, uint64_t serial, uint64_t offset_bytes, int error);
 
 #endif

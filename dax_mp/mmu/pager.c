@@ -30,13 +30,19 @@ enum { A_WHILE_MS = 100 };
 
 static struct pager *pagers; /* windows_lock() */
 
-void pager_send(struct pager *pager, enum message_type type, const uint64_t *fields, size_t count)
+bool pager_try_to_send(struct pager *pager, enum message_type type, const uint64_t *fields, size_t count)
 {
     uint8_t bytes[WIRE_SENT_BYTES_MAX];
-    struct pollfd writable = {.fd = pager->zmtp.fd, .events = POLLOUT};
     size_t size = wire_encode(bytes, type, fields, count);
 
-    while (zmtp_send(pager->zmtp.fd, bytes, (uint8_t)size) == EAGAIN && !atomic_load(&pager->stopping))
+    return zmtp_send(pager->zmtp.fd, bytes, (uint8_t)size) != EAGAIN;
+}
+
+void pager_send(struct pager *pager, enum message_type type, const uint64_t *fields, size_t count)
+{
+    struct pollfd writable = {.fd = pager->zmtp.fd, .events = POLLOUT};
+
+    while (!pager_try_to_send(pager, type, fields, count) && !atomic_load(&pager->stopping))
         poll(&writable, 1, A_WHILE_MS);
 }
 

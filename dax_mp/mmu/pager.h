@@ -6,8 +6,10 @@
 #include "mmu.h"
 #include "wire.h"
 
-/* Sends a message: from a faulting thread or the pager's. What it answers, if it must be answered, comes never when
- * the connection is gone; the pager thread sees that too, and seals. */
+/* Sends a message from a faulting thread. What is to answer it comes never when the connection is gone; the pager thread
+ * sees that too, and seals. False: the coordinator has not read what was sent before, and nothing was sent. */
+bool pager_try_to_send(struct pager *pager, enum message_type type, const uint64_t *fields, size_t count);
+/* The same from the pager's thread, which waits. */
 void pager_send(struct pager *pager, enum message_type type, const uint64_t *fields, size_t count);
 
 /* Drops all translations of the pager's windows. Takes windows_lock() itself. */

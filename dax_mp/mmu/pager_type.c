@@ -17,15 +17,17 @@ struct arguments {
     int dram_fd;
     int timeout_ms;
     int sigbus;
+    int answer_timeout_ms;
 };
 
 static int parse(PyObject *args, PyObject *kwargs, struct arguments *given)
 {
-    static char *names[] = {"path", "token", "version", "pmem_fd", "dram_fd", "timeout_ms", "sigbus", NULL};
+    static char *names[] = {"path",    "token",      "version", "pmem_fd",
+                            "dram_fd", "timeout_ms", "sigbus",  "answer_timeout_ms", NULL};
 
-    return PyArg_ParseTupleAndKeywords(args, kwargs, "$sy*Iiiip:Pager", names, &given->path, &given->token,
+    return PyArg_ParseTupleAndKeywords(args, kwargs, "$sy*Iiiipi:Pager", names, &given->path, &given->token,
                                        &given->version, &given->pmem_fd, &given->dram_fd, &given->timeout_ms,
-                                       &given->sigbus);
+                                       &given->sigbus, &given->answer_timeout_ms);
 }
 
 static int configure(const struct arguments *given, struct pager_config *config)
@@ -40,6 +42,7 @@ static int configure(const struct arguments *given, struct pager_config *config)
     config->pmem_fd = given->pmem_fd;
     config->dram_fd = given->dram_fd;
     config->timeout_ms = given->timeout_ms;
+    config->answer_timeout_ms = given->answer_timeout_ms;
     config->sigbus = given->sigbus;
     return 0;
 }

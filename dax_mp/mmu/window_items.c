@@ -1,61 +1,8 @@
-/* Indexes and slices of a Window, as mmap.mmap has them, and the copies that they are made of. */
+/* Indexes and slices of a Window, as mmap.mmap has them. */
 
 #include <Python.h>
 
 #include "window_object.h"
-
-#include <errno.h>
-
-/* A copy of this size and up lets other Python threads run. */
-enum { GIL_COPY_BYTES = 1 << 20 };
-
-/* --- copies ------------------------------------------------------------------------------------------------------- */
-
-void raise_bus_error(PyObject *object)
-{
-    PyObject *class = Py_NewRef(state_of(object)->bus_error);
-    PyObject *exception = PyObject_CallNoArgs(class); /* now, while the failed access is this thread's last */
-
-    if (exception)
-        PyErr_SetObject(class, exception);
-    Py_XDECREF(exception);
-    Py_DECREF(class);
-}
-
-/* Copies what does not end on the scratch page of another thread. */
-static bool copy_truly(struct window *window, const struct copy *what)
-{
-    uint64_t cleared;
-    bool done;
-
-    do {
-        cleared = window_clear_scratch(window);
-        done = guarded_copy(what->to, what->to_step, what->from, what->from_step, what->count);
-    } while (done && !what->overlaps && window_scratch_came(window, cleared));
-    if (done && window_scratch_came(window, cleared)) {
-        bus_error_note(window, window->serial, (uint64_t)(what->to - (char *)window->base), EAGAIN);
-        done = false;
-    }
-    return done;
-}
-
-int copy(struct window_object *self, const struct copy *what)
-{
-    bool done;
-
-    if (what->count < GIL_COPY_BYTES) {
-        done = copy_truly(self->window, what);
-    } else {
-        self->exports++; /* so that it is not closed meanwhile */
-        Py_BEGIN_ALLOW_THREADS
-        done = copy_truly(self->window, what);
-        Py_END_ALLOW_THREADS
-        self->exports--;
-    }
-    if (!done)
-        raise_bus_error((PyObject *)self);
-    return done ? 0 : -1;
-}
 
 /* --- indexes and slices ------------------------------------------------------------------------------------------- */
 
@@ -86,7 +33,7 @@ static PyObject *get_byte(struct window_object *self, Py_ssize_t index)
 {
     unsigned char byte;
 
-    if (copy(self, &(struct copy){(char *)&byte, 1, memory(self) + index, 1, 1, false}))
+    if (window_copy(self, &(struct copy){(char *)&byte, 1, memory(self) + index, 1, 1, false}))
         return NULL;
     return PyLong_FromLong(byte);
 }
@@ -103,7 +50,7 @@ static PyObject *get_slice(struct window_object *self, PyObject *key)
         return NULL;
     bytes = PyBytes_FromStringAndSize(NULL, count);
     if (bytes && count &&
-        copy(self, &(struct copy){PyBytes_AS_STRING(bytes), 1, memory(self) + start, step, (size_t)count, false}))
+        window_copy(self, &(struct copy){PyBytes_AS_STRING(bytes), 1, memory(self) + start, step, (size_t)count, false}))
         Py_CLEAR(bytes);
     return bytes;
 }
@@ -137,7 +84,7 @@ PyObject *window_item(PyObject *object, Py_ssize_t index)
         PyErr_SetString(PyExc_IndexError, "mmap index out of range");
         return NULL;
     }
-    if (copy(self, &(struct copy){&byte, 1, memory(self) + index, 1, 1, false}))
+    if (window_copy(self, &(struct copy){&byte, 1, memory(self) + index, 1, 1, false}))
         return NULL;
     return PyBytes_FromStringAndSize(&byte, 1);
 }
@@ -165,7 +112,7 @@ static int set_byte(struct window_object *self, Py_ssize_t index, PyObject *valu
     if (!is_open(self))
         return -1;
     byte = (char)number;
-    return copy(self, &(struct copy){memory(self) + index, 1, &byte, 1, 1, false});
+    return window_copy(self, &(struct copy){memory(self) + index, 1, &byte, 1, 1, false});
 }
 
 /* Whether the bytes are of this window: another view of it, perhaps. */
@@ -192,7 +139,7 @@ static int set_slice(struct window_object *self, PyObject *key, PyObject *value)
     if (source.len != count)
         PyErr_SetString(PyExc_IndexError, "mmap slice assignment is wrong size");
     else if (is_open(self))
-        result = count ? copy(self, &(struct copy){memory(self) + start, step, source.buf, 1, (size_t)count,
+        result = count ? window_copy(self, &(struct copy){memory(self) + start, step, source.buf, 1, (size_t)count,
                                                    lies_in(self, source.buf, count)})
                        : 0;
     PyBuffer_Release(&source);

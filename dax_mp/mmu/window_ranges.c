@@ -17,35 +17,19 @@ static bool has_bytes(struct window_object *self, Py_ssize_t offset, Py_ssize_t 
     return false;
 }
 
-static PyObject *none_or_bus_error(struct window_object *self, bool done)
-{
-    if (done)
-        Py_RETURN_NONE;
-    raise_bus_error((PyObject *)self);
-    return NULL;
-}
-
 PyObject *window_method_populate(PyObject *object, PyObject *args)
 {
     struct window_object *self = window_object(object);
     Py_ssize_t offset, length;
-    uint64_t cleared;
     int write;
-    bool done;
 
     if (!PyArg_ParseTuple(args, "nnp:populate", &offset, &length, &write) || !has_bytes(self, offset, length))
         return NULL;
     if (write && !is_writable(self))
         return NULL;
-    self->exports++;
-    Py_BEGIN_ALLOW_THREADS
-    do {
-        cleared = window_clear_scratch(self->window);
-        done = guarded_touch(memory(self) + offset, (size_t)length, page_size_bytes(), write);
-    } while (done && window_scratch_came(self->window, cleared));
-    Py_END_ALLOW_THREADS
-    self->exports--;
-    return none_or_bus_error(self, done);
+    if (window_touch(self, memory(self) + offset, (size_t)length, write))
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 PyObject *window_method_move(PyObject *object, PyObject *args)
@@ -69,7 +53,7 @@ PyObject *window_method_move(PyObject *object, PyObject *args)
         .count = (size_t)count,
         .overlaps = dest < src + count && src < dest + count,
     };
-    if (copy(self, &what))
+    if (window_copy(self, &what))
         return NULL;
     Py_RETURN_NONE;
 }
@@ -143,7 +127,7 @@ PyObject *window_method_resize(PyObject *object, PyObject *args)
         return NULL;
     if (length <= 0 || self->window->pgoff > INT64_MAX / page_size - ((uint64_t)length + page_size - 1) / page_size)
         return raise_errno(EINVAL);
-    error = window_resize(self->window, ((uint64_t)length + page_size - 1) / page_size, !self->exports);
+    error = window_resize(self->window, ((uint64_t)length + page_size - 1) / page_size, !self->exports && !self->held);
     if (error == EBUSY) {
         PyErr_SetString(PyExc_BufferError, "the mapping would have to move, and exported pointers exist");
         return NULL;

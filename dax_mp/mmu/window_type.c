@@ -1,9 +1,9 @@
 /* Window: a struct window with Python's buffer protocol, and indexes and slices as mmap.mmap has them.
  *
- * A window's memory is there until close(), and close() refuses while a buffer is out. So whoever reads or writes it
- * holds an export, or holds the GIL since the check that it is open; a thread that sleeps in a fault with the GIL held
- * keeps it open too. Who keeps the address and no export (np.ndarray(buffer=mapping)) finds the range closed afterwards:
- * see closed.c. The object is what such an array keeps alive.
+ * A window's memory is there until close(), and close() refuses while a buffer is out or an access is under way. So
+ * whoever reads or writes it holds an export, or is one of those that window_access.c counts. Who keeps the address and
+ * no export (np.ndarray(buffer=mapping)) finds the range closed afterwards: see closed.c. The object is what such an
+ * array keeps alive.
  */
 
 #include <Python.h>
@@ -106,7 +106,7 @@ static PyObject *window_method_close(PyObject *object, PyObject *unused)
     struct window_object *self = window_object(object);
 
     (void)unused;
-    if (self->exports > 0) {
+    if (self->exports > 0 || self->held > 0) {
         PyErr_SetString(PyExc_BufferError, "cannot close exported pointers exist");
         return NULL;
     }
@@ -216,7 +216,9 @@ static PyObject *window_method_rebind(PyObject *object, PyObject *args)
     window_rebind(self->window, pager->pager, vma_id);
     self->vma_id = vma_id;
     self->pager = (struct pager_object *)Py_NewRef(pager);
-    Py_DECREF(old);
+    window_count_held(self);
+    if (!self->held) /* else an access that the fork was in the middle of looks at the old one, which so lives on */
+        Py_DECREF(old);
     Py_RETURN_NONE;
 }
 

@@ -6,7 +6,7 @@ import pytest
 
 import dax_mp
 from command_line import CommandLine
-from dax_mp.clients import session as session_module
+from dax_mp.clients import shared_session as session_module
 from script_process import Script, ScriptProcess
 
 

@@ -16,6 +16,7 @@ import mmu_protection
 import mmu_ranges
 import mmu_signals
 import mmu_translations
+import mmu_waits
 import mmu_zmtp
 from dax_mp.clients.launch import module_environment
 from mmu_rig import FORKS, SCENARIOS
@@ -29,6 +30,7 @@ MODULES: Final = (
     mmu_ranges,
     mmu_signals,
     mmu_translations,
+    mmu_waits,
     mmu_zmtp,
 )
 

@@ -8,7 +8,7 @@ import pytest
 
 import dax_mp
 from coordinator_process import Serve
-from dax_mp.clients.session import shared_session
+from dax_mp.clients.shared_session import shared_session
 from script_process import Script
 
 
