@@ -15,6 +15,7 @@ from dax_mp.errors import os_error
 from dax_mp.sizes import format_size
 from dax_mp.superblock import Superblock
 
+SHARED_MEMORY: Final = "/dev/shm"
 PAGE_SIZE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 RESERVE_CHUNK_BYTES: Final = 64 << 20
 """How much is reserved between two looks at whether a signal has come."""
@@ -104,10 +105,15 @@ class Region:
 
 
 def _create(name: str) -> int:
-    """Raises OSError: EEXIST, EACCES, EMFILE, ENFILE."""
+    """Raises OSError: EEXIST, EACCES, EMFILE, ENFILE, ENOENT where there is no shared memory at all."""
     try:
         fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600).fd
-    except (posix_ipc.ExistentialError, posix_ipc.PermissionsError) as error:
+    except posix_ipc.ExistentialError as error:
+        if os.path.isdir(SHARED_MEMORY):
+            raise _os_error(error, "cannot make a region", name) from error
+        text = f"this system has no {SHARED_MEMORY}, where regions are made (mount -t tmpfs tmpfs {SHARED_MEMORY})"
+        raise os_error(errno.ENOENT, text) from error
+    except posix_ipc.PermissionsError as error:
         raise _os_error(error, "cannot make a region", name) from error
     except OSError as error:
         # posix_ipc says EMFILE and ENFILE in words alone.

@@ -6,6 +6,7 @@ usage, 70 for a bug in here (EX_SOFTWARE, with what was seen).
 
 import argparse
 import errno
+import os
 import sys
 from typing import Final
 
@@ -19,6 +20,7 @@ EXIT_BUG: Final = 70
 
 
 def main() -> int:
+    _open_standard_descriptors()
     signals = StopSignals()
     options = _options()
     if options.daemonize:
@@ -51,6 +53,13 @@ def main() -> int:
         )
         return EXIT_BUG
     return 0
+
+
+def _open_standard_descriptors() -> None:
+    """Where our parent has closed one of the first three, no file of ours may get its number: others write there."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def _options() -> argparse.Namespace:

@@ -16,13 +16,12 @@ import pytest
 
 import dax_mp
 from coordinator_process import CoordinatorProcess, Serve
-from dax_mp.clients.launch import module_environment
+from namespaces import has_namespaces, in_namespace
 
 OTHER_UID: Final = 65534
 TIMEOUT_S: Final = 60
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what belongs to another user")
-IN_NAMESPACE: Final = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-current-user"])]
 
 
 def assert_refused(endpoint: str, code: int, *words: str) -> None:
@@ -294,21 +293,6 @@ def test_a_coordinator_removes_nothing_of_its_successor(serve: Serve, endpoint: 
 # --- the default endpoint ---------------------------------------------------------------------------------------------
 
 
-def in_namespace(script: str) -> "subprocess.CompletedProcess[str]":
-    """Run it in a shell with a /tmp and a /run of its own; `python` is the interpreter that has dax_mp."""
-    prologue = "set -eu; mount -t tmpfs tmpfs /run; mount -t tmpfs -o mode=1777 tmpfs /tmp; cd /\n"
-    command = [*IN_NAMESPACE, "sh", "-c", prologue + script]
-    environment = {**module_environment(), "PYTHON": sys.executable, "UID_": str(os.geteuid())}
-    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
-
-
-has_namespaces = pytest.mark.skipif(
-    subprocess.run(
-        [*IN_NAMESPACE, "sh", "-c", "mount -t tmpfs tmpfs /run"], check=False, capture_output=True
-    ).returncode
-    != 0,
-    reason="no mount namespace for this user",
-)
 _CONNECT: Final = "$PYTHON -P -c 'import dax_mp; print(dax_mp.connect().endpoint)'"
 _START: Final = (
     "$PYTHON -P -m dax_mp.daemons.serve --size 4MiB --no-reserve >/tmp/said & read line <<E\n"
