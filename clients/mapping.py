@@ -231,7 +231,8 @@ class Mapping(MappingCursor):
         """The range as a memoryview whose pages are mapped, and stay so until the end of the `with`.
 
         It can be given to what does not fault pages in: io_uring, devices, system calls past the libc. Holes get their
-        blocks. A truncate, punch and the like of the file that would take the pages waits meanwhile, and fails with
+        blocks, but in a read-only mapping: there they stay holes, and are there all the same while another process
+        fills them. A truncate, punch and the like of the file that would take the pages waits meanwhile, and fails with
         EBUSY after the coordinator's ack timeout. Views of it that are kept are views of the mapping afterwards, and
         pin nothing.
         Raises ValueError for a range that is not in the mapping, OSError EFAULT where it has pages that are past the

@@ -9,7 +9,7 @@ before the Map is sent, and out when the Unmap is acknowledged, the VMA closed o
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dax_mp.messages import Access, Target
 from dax_mp.ranges import PageRange, RangeMap
@@ -35,6 +35,10 @@ class Pte(NamedTuple):
 def pack_pte(target: int, pfn: int, access: int) -> int:
     """A Pte as one integer, like the kernel's: pfn, target, access. Takes plain integers: enum arithmetic is slow."""
     return pfn << _PFN_SHIFT | target << _ACCESS_BITS | access
+
+
+ZERO_PTE: Final = pack_pte(Target.ZERO, 0, Access.READ)
+"""The global zero page, packed."""
 
 
 def pte_fields(entry: int) -> tuple[int, int, int]:
@@ -107,6 +111,11 @@ class Vma:
         self.page_table = PageTable()
         self.sequence_pgoff = -1
         self.sequence_pages = 1
+
+    @property
+    def keeps_holes(self) -> bool:
+        """Is it for loads alone, so that its pins take no blocks? (A private mapping's are for stores, to copies.)"""
+        return not self.writable and not self.private
 
     def resize(self, length_pages: int) -> None:
         self.length_pages = length_pages

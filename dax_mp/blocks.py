@@ -48,6 +48,8 @@ def lock_and_fill(fs: FileSystem, inode: Inode, pages: PageRange) -> Steps[list[
     are filled by faults alone, and none comes up.
     """
     locked: list[int] = []
+    if missing_pages(inode, pages) > fs.device.frames.free_pages:  # before as many locks are taken: see `pins.pin`
+        raise os_error(errno.ENOSPC)
     try:
         yield from lock_holes(inode, pages, locked)
         # Faults may have filled some of the holes while this waited; from here on none can. Those have ended, so that
@@ -62,6 +64,12 @@ def lock_and_fill(fs: FileSystem, inode: Inode, pages: PageRange) -> Steps[list[
         inode.entry_locks.release_all(locked)
         raise
     return locked
+
+
+def missing_pages(inode: Inode, pages: PageRange) -> int:
+    """How many blocks the range lacks. It may be longer than any device: what is counted are extents."""
+    gaps = (gap for hole in inode.block_map.gaps(*pages) for gap in inode.unwritten.gaps(*hole))
+    return sum(gap.length_pages for gap in gaps)
 
 
 def lock_holes(inode: Inode, pages: PageRange, locked: list[int]) -> Steps[None]:
@@ -127,6 +135,11 @@ def preallocate(fs: FileSystem, inode: Inode, pages: PageRange) -> list[Blocks]:
     fresh = _allocate(fs, inode, holes)
     inode.unwritten.insert(fresh)
     return fresh
+
+
+def make_unwritten(inode: Inode, pages: PageRange) -> None:
+    """Let the range read as a hole, and keep its blocks. Precondition: nobody can have it mapped, nor get it (I1)."""
+    inode.unwritten.insert(inode.block_map.clear(*pages))
 
 
 def _allocate(fs: FileSystem, inode: Inode, gaps: list[PageRange]) -> list[Blocks]:

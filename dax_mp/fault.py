@@ -16,10 +16,9 @@ import errno
 from collections.abc import Iterable, Iterator
 
 from dax_mp import blocks
-from dax_mp.address_space import PageTable, Vma, pack_pte, pte_fields
+from dax_mp.address_space import ZERO_PTE, PageTable, Vma, pack_pte, pte_fields
 from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
-from dax_mp.hole_pages import ZERO_PTE
 from dax_mp.inode import Inode
 from dax_mp.limits import MAP_WINDOW_BYTES, SEGMENTS_MAX
 from dax_mp.messages import Access, Fault, FaultError, Map, Target

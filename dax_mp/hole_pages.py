@@ -11,9 +11,9 @@ Either way the mappers are found through i_mmap, and have all dropped the page b
 """
 
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Protocol
 
-from dax_mp.address_space import pack_pte
+from dax_mp.address_space import ZERO_PTE, pack_pte
 from dax_mp.frames import FrameAllocator
 from dax_mp.inode import Inode
 from dax_mp.memory import Memory
@@ -22,9 +22,6 @@ from dax_mp.ranges import Extent, PageRange
 
 _DRAM = int(Target.DRAM)
 _READ = int(Access.READ)
-
-ZERO_PTE: Final = pack_pte(Target.ZERO, 0, Access.READ)
-"""The global zero page, packed."""
 
 
 class HolePolicy(Protocol):

@@ -112,11 +112,12 @@ class Session:
 
     def reach(self, target: Target) -> Iterator[Extent]:
         """The frames of that region that its process may reach now: by what it has mapped, or was lent."""
-        for vma in self.vmas.values():
-            for start, end, entry in vma.page_table:
-                kind, pfn, _ = pte_fields(entry)
-                if kind == target:
-                    yield Extent(pfn, end - start)
+        mapped = [(entry, end - start) for vma in self.vmas.values() for start, end, entry in vma.page_table]
+        mapped += (was for request in self.unacknowledged.values() for was in request.replaced)
+        for entry, length_pages in mapped:
+            kind, pfn, _ = pte_fields(entry)
+            if kind == target:
+                yield Extent(pfn, length_pages)
         if target is Target.PMEM:
             for lease in self.leases.values():
                 pages = lease.inode.pages_of(lease.start_bytes, lease.end_bytes)

@@ -13,21 +13,30 @@ from dax_mp.errors import os_error
 from dax_mp.file_system import FileSystem
 from dax_mp.inode import Inode
 from dax_mp.limits import OFFSET_BYTES_MAX
-from dax_mp.pins import lock_unpinned
 from dax_mp.ranges import PageRange, RangeMap
 from dax_mp.transaction import Steps
 
 
-def collapse_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: int) -> Steps[None]:
-    """Take [offset, offset + length) out of the file; what follows moves down. Precondition: rwsem exclusive.
+def moved_by_collapse(inode: Inode, offset_bytes: int, length_bytes: int) -> PageRange:
+    """The pages that a collapse takes or moves.
 
     Raises OSError EINVAL: not whole pages, or the range reaches the end of the file, where a truncate would do.
     """
-    first, count = _whole_pages(inode, offset_bytes, length_bytes)
+    first, _ = _whole_pages(inode, offset_bytes, length_bytes)
     if offset_bytes + length_bytes >= inode.size_bytes:
         raise os_error(errno.EINVAL, "the range reaches the end of the file: truncate it")
+    return PageRange(first, OFFSET_BYTES_MAX)
+
+
+def collapse_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: int) -> Steps[None]:
+    """Take [offset, offset + length) out of the file; what follows moves down. Raises OSError ENOSPC.
+
+    Precondition: rwsem is held exclusive, and nothing that moves is pinned.
+    """
+    first, count = _whole_pages(inode, offset_bytes, length_bytes)
     rest = PageRange(first, OFFSET_BYTES_MAX)
-    yield from lock_unpinned(fs, inode, rest)
+    if granted := inode.invalidate_lock.acquire_exclusive():
+        yield granted
     try:
         yield from _unmap_rest(fs, inode, rest)
         _replace_reachable(fs, inode, PageRange(first + count, OFFSET_BYTES_MAX))
@@ -42,18 +51,25 @@ def collapse_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes
         inode.invalidate_lock.release_exclusive()
 
 
-def insert_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: int) -> Steps[None]:
-    """Put a hole of `length` in at the offset; what was there moves up. Precondition: rwsem exclusive.
-
-    Raises OSError EINVAL: not whole pages, or at or past the end of the file; EFBIG.
-    """
-    first, count = _whole_pages(inode, offset_bytes, length_bytes)
+def moved_by_insert(inode: Inode, offset_bytes: int, length_bytes: int) -> PageRange:
+    """The pages that an insertion moves. Raises OSError EINVAL: not whole pages, or at or past the end; EFBIG."""
+    first, _ = _whole_pages(inode, offset_bytes, length_bytes)
     if inode.size_bytes + length_bytes > OFFSET_BYTES_MAX:
         raise os_error(errno.EFBIG)
     if offset_bytes >= inode.size_bytes:
         raise os_error(errno.EINVAL, "the offset is past the end of the file: make it longer")
+    return PageRange(first, OFFSET_BYTES_MAX)
+
+
+def insert_range(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: int) -> Steps[None]:
+    """Put a hole of `length` in at the offset; what was there moves up. Raises OSError ENOSPC.
+
+    Precondition: rwsem is held exclusive, and nothing that moves is pinned.
+    """
+    first, count = _whole_pages(inode, offset_bytes, length_bytes)
     rest = PageRange(first, OFFSET_BYTES_MAX)
-    yield from lock_unpinned(fs, inode, rest)
+    if granted := inode.invalidate_lock.acquire_exclusive():
+        yield granted
     try:
         yield from _unmap_rest(fs, inode, rest)
         _replace_reachable(fs, inode, rest)

@@ -6,6 +6,8 @@ is about to go (Linux had that twice: a fault that passed the i_size check befor
 ea3d7209ca01).
 """
 
+from functools import partial
+
 from dax_mp.file_system import FileSystem
 from dax_mp.inode import Inode
 from dax_mp.limits import OFFSET_BYTES_MAX
@@ -16,8 +18,7 @@ from dax_mp.transaction import Steps
 
 def truncate(fs: FileSystem, inode: Inode, size_bytes: int) -> Steps[None]:
     """Set the size. Growing takes no block: the new range is a hole. Raises OSError EBUSY (a pin)."""
-    if granted := inode.rwsem.acquire_exclusive():
-        yield granted
+    yield from lock_unpinned(fs, inode, partial(_cut_off, inode, size_bytes))
     try:
         if size_bytes < inode.size_bytes:
             yield from _truncate_down(fs, inode, size_bytes)
@@ -25,6 +26,12 @@ def truncate(fs: FileSystem, inode: Inode, size_bytes: int) -> Steps[None]:
             extend(fs, inode, size_bytes)
     finally:
         inode.rwsem.release_exclusive()
+
+
+def _cut_off(inode: Inode, size_bytes: int) -> PageRange | None:
+    """The pages that the file has no more when it ends there; None where it has not become shorter."""
+    first = -(-size_bytes // inode.page_size)
+    return PageRange(first, OFFSET_BYTES_MAX) if size_bytes < inode.size_bytes else None
 
 
 def extend(fs: FileSystem, inode: Inode, size_bytes: int) -> None:
@@ -38,8 +45,10 @@ def extend(fs: FileSystem, inode: Inode, size_bytes: int) -> None:
 
 
 def _truncate_down(fs: FileSystem, inode: Inode, size_bytes: int) -> Steps[None]:
+    """Precondition: rwsem is held exclusive, and nothing past the new end is pinned."""
     page_size = inode.page_size
-    yield from lock_unpinned(fs, inode, PageRange(-(-size_bytes // page_size), OFFSET_BYTES_MAX))
+    if granted := inode.invalidate_lock.acquire_exclusive():
+        yield granted
     try:
         # No fault is being served, and none will be until the end.
         fs.device.zero_bytes(inode, size_bytes, -(-size_bytes // page_size) * page_size)

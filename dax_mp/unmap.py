@@ -11,18 +11,23 @@ The record of a VMA is cleared when the acknowledgement comes, for the range tha
 that range meanwhile, which is what the precondition on the locks is for: a page between two holes is not locked, and
 must not be in the range either.
 
+A hole page that a process has pinned in a mapping for loads (`pins.py`) is not unmapped but *replaced*: the process
+gets a Map of what is there now, and the Unmap behind it, which has no range for that page, and whose acknowledgement
+says that the Map has been carried out. It is mapped over the hole page in one step, so a system call always finds one.
+
 A process that does not acknowledge by the deadline is evicted: the operation goes on without it. What the process could
 still reach goes to quarantine when it is freed, and not to someone else (I1, I8; `frames.py`).
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dax_mp.address_space import Vma
+from dax_mp.address_space import ZERO_PTE, Vma, pack_pte, pte_fields
 from dax_mp.effects import Effect, SendPager
 from dax_mp.inode import Inode
 from dax_mp.limits import SEGMENTS_MAX
-from dax_mp.messages import Unmap
-from dax_mp.ranges import PageRange
+from dax_mp.messages import Map, Target, Unmap
+from dax_mp.ranges import PageRange, RangeMap
 from dax_mp.timers import Timers
 from dax_mp.transaction import Completion, Scheduler, Steps
 
@@ -41,21 +46,26 @@ class _Broadcast:
 
 
 class UnmapRequest:
-    """One Unmap that is on its way to one process."""
+    """One Unmap that is on its way to one process.
 
-    __slots__ = ("broadcast", "ranges", "request_id", "sent_s", "session")
+    replaced: what pinned hole pages have been mapped to, and may still be: (packed Pte, pages) each.
+    """
+
+    __slots__ = ("broadcast", "ranges", "replaced", "request_id", "sent_s", "session")
 
     def __init__(
         self,
         request_id: int,
         session: "Session",
         ranges: list[tuple[Vma, PageRange]],
+        replaced: list[tuple[int, int]],
         broadcast: _Broadcast,
         sent_s: float,
     ) -> None:
         self.request_id = request_id
         self.session = session
         self.ranges = ranges
+        self.replaced = replaced
         self.broadcast = broadcast
         self.sent_s = sent_s
 
@@ -94,25 +104,55 @@ class Unmapper:
     def _unmap(self, mapped: list[tuple[Vma, PageRange]], even_cows: bool) -> Steps[None]:
         broadcast = _Broadcast(self._scheduler)
         ranges_of: dict[Session, list[tuple[Vma, PageRange]]] = {}
+        replaced_of: dict[Session, list[tuple[int, int]]] = {}
         for vma, span in mapped:
             if not vma.session.evicted:
-                ranges_of.setdefault(vma.session, []).append((vma, span))
+                replaced, unmapped = self._replace_pinned(vma, span)
+                ranges_of.setdefault(vma.session, []).extend((vma, pages) for pages in unmapped)
+                replaced_of.setdefault(vma.session, []).extend(replaced)
         for session, ranges in ranges_of.items():
-            for first in range(0, len(ranges), SEGMENTS_MAX):
-                self._send(session, ranges[first : first + SEGMENTS_MAX], broadcast, even_cows)
+            for first in range(0, max(len(ranges), 1), SEGMENTS_MAX):
+                part = ranges[first : first + SEGMENTS_MAX]
+                request = UnmapRequest(
+                    self._next_id, session, part, replaced_of[session], broadcast, self._timers.now_s
+                )
+                self._send(request, even_cows)
         if broadcast.pending:
             yield broadcast.all_answered
 
-    def _send(
-        self, session: "Session", ranges: list[tuple[Vma, PageRange]], broadcast: _Broadcast, even_cows: bool
-    ) -> None:
-        request = UnmapRequest(self._next_id, session, ranges, broadcast, self._timers.now_s)
+    def _replace_pinned(self, vma: Vma, span: PageRange) -> tuple[list[tuple[int, int]], list[PageRange]]:
+        """Have the hole pages that are pinned replaced by what is there now.
+
+        Returns what they were mapped to, (packed Pte, pages) each, and the pages that are to be unmapped.
+
+        Precondition: who would take the blocks of pinned pages has waited for the pins, so hole pages alone are left.
+        """
+        pinned: RangeMap[None] = RangeMap()
+        for pin in vma.inode.pins.values():
+            if pin.vma is vma and pin.pages.overlaps(span):
+                pinned.set(max(pin.pages.start, span.start), min(pin.pages.end, span.end), None)
+        if not pinned:
+            return [], [span]
+        replaced: list[tuple[int, int]] = []
+        segments: list[int] = []
+        for start, end, _ in pinned:
+            for low, high, before in list(vma.page_table.pieces(start, end)):  # the rest is not mapped, and may stay so
+                replaced.append((before, high - low))
+                for first, last, entry in _now_there(vma, PageRange(low, high)):
+                    vma.page_table.set(first, last, entry)  # I7: in the rmap before it is on its way
+                    segments += (first, last - first, *pte_fields(entry))
+        for at in range(0, len(segments), 5 * SEGMENTS_MAX):
+            order = Map(0, vma.vma_id, segments[at : at + 5 * SEGMENTS_MAX])
+            self._effects.append(SendPager(vma.session.token, order))
+        return replaced, list(pinned.gaps(*span))
+
+    def _send(self, request: UnmapRequest, even_cows: bool) -> None:
         self._next_id += 1
-        broadcast.pending += 1
+        request.broadcast.pending += 1
         self.outstanding[request.request_id] = request
-        session.unacknowledged[request.request_id] = request
-        flat = [number for vma, span in ranges for number in (vma.vma_id, span.start, span.length_pages)]
-        self._effects.append(SendPager(session.token, Unmap(request.request_id, int(even_cows), flat)))
+        request.session.unacknowledged[request.request_id] = request
+        flat = [number for vma, span in request.ranges for number in (vma.vma_id, span.start, span.length_pages)]
+        self._effects.append(SendPager(request.session.token, Unmap(request.request_id, int(even_cows), flat)))
         self._counters["unmaps"] += 1
 
     def acknowledged(self, session: "Session", request_id: int) -> bool:
@@ -150,3 +190,15 @@ class Unmapper:
         for request in self.outstanding.values():
             return request.sent_s
         return None
+
+
+def _now_there(vma: Vma, pages: PageRange) -> Iterator[tuple[int, int, int]]:
+    """What to map at these pages, whatever was there: (start, end, packed Pte) each. Holes need no frame."""
+    position = pages.start
+    for start, end, pfn in vma.inode.block_map.pieces(*pages):
+        if position < start:
+            yield position, start, ZERO_PTE
+        yield start, end, pack_pte(Target.PMEM, pfn, vma.access)
+        position = end
+    if position < pages.end:
+        yield position, pages.end, ZERO_PTE

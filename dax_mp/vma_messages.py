@@ -52,7 +52,9 @@ class MunmapRange(NamedTuple):
 
 @schema.register(56, schema.U32, schema.UINT, schema.UINT, schema.UINT)
 class Pin(NamedTuple):
-    """Give these pages of a VMA blocks and keep those where they are: truncate and the like wait, and then get EBUSY.
+    """Keep these pages of a VMA where they are: truncate and the like wait, and then get EBUSY.
+
+    Holes get blocks, but in a shared VMA for loads alone: there a Map of fault 0 replaces a hole page that goes.
 
     Reply: the pin's id. EINVAL, EFAULT (past the end of the file), ENOSPC.
     """

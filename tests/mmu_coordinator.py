@@ -67,7 +67,7 @@ class Coordinator:
 
 
 class Rules:
-    """The coordinator's side: page n of the one file is frame n, and a hole until it is written to."""
+    """The coordinator's side: page n of the one file is frame n + 1, and a hole until it is written to."""
 
     def __init__(self, router: "zmq.Socket[bytes]") -> None:
         self.router = router
@@ -119,12 +119,14 @@ class Rules:
     def segments(self, fault: messages.Fault) -> list[int]:
         if self.stride_pages:
             starts = range(fault.pgoff, fault.pgoff + 64 * self.stride_pages, self.stride_pages)
-            return [field for pgoff in starts for field in (pgoff, 1, Target.PMEM, pgoff, Access.READ | Access.WRITE)]
+            return [
+                field for pgoff in starts for field in (pgoff, 1, Target.PMEM, pgoff + 1, Access.READ | Access.WRITE)
+            ]
         length_pages = min(self.span_pages, self.size_pages - fault.pgoff)
         if fault.write:
             self.written.update(range(fault.pgoff, fault.pgoff + length_pages))
         if fault.pgoff in self.written:
-            return [fault.pgoff, length_pages, Target.PMEM, fault.pgoff, Access.READ | Access.WRITE * fault.write]
+            return [fault.pgoff, length_pages, Target.PMEM, fault.pgoff + 1, Access.READ | Access.WRITE * fault.write]
         return [fault.pgoff, length_pages, Target.ZERO, 0, Access.READ]
 
     def obey(self, line: bytes) -> None:

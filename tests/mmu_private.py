@@ -140,7 +140,7 @@ def more_copies_than_the_kernel_allows_mappings(rig: Rig) -> None:
     with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
         copies = int(file.read()) // 2 + 1000
     pages = 2 * copies
-    os.ftruncate(rig.region_fd, pages * PAGE)
+    os.ftruncate(rig.region_fd, PAGE + pages * PAGE)
     rig.coordinator.write(pages)
     rig.coordinator.set(span_pages=512)
     window = private_window(rig, pages)
@@ -148,8 +148,8 @@ def more_copies_than_the_kernel_allows_mappings(rig: Rig) -> None:
     array[:: 2 * PAGE] = 7
     for between in (b"n", b"m"):
         unmap(rig, 0, pages)
-        os.pwrite(rig.region_fd, between, PAGE)
-        os.pwrite(rig.region_fd, between, (pages - 1) * PAGE)
+        os.pwrite(rig.region_fd, between, PAGE + PAGE)
+        os.pwrite(rig.region_fd, between, PAGE + (pages - 1) * PAGE)
         assert (array[:: 2 * PAGE] == 7).all()
         assert array[PAGE] == array[-PAGE] == ord(between)
     assert not array[3 * PAGE : -PAGE : 2 * PAGE].any()
@@ -163,7 +163,7 @@ def more_copies_in_pieces_than_the_kernel_allows_mappings(rig: Rig) -> None:
         return
     with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
         copies = int(file.read()) // 2 + 3000
-    os.ftruncate(rig.region_fd, 2 * copies * PAGE)
+    os.ftruncate(rig.region_fd, PAGE + 2 * copies * PAGE)
     rig.coordinator.write(2 * copies)
     window = private_window(rig, 2 * copies)
     array = array_of(window)
@@ -181,7 +181,7 @@ def more_copies_in_pieces_than_the_kernel_allows_mappings(rig: Rig) -> None:
     assert (array[:: 2 * PAGE] == expected).all() and array[PAGE] == 9
     for page in (3, copies | 1, 2 * copies - 1):
         assert array[page * PAGE] == 0
-        os.pwrite(rig.region_fd, b"n", page * PAGE)
+        os.pwrite(rig.region_fd, b"n", PAGE + page * PAGE)
         assert array[page * PAGE] == ord("n")
     assert rig.pager.counters()["bus_errors"] == 0
 

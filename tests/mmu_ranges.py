@@ -133,7 +133,7 @@ def a_window_that_cannot_grow_in_place_moves_without_views(rig: Rig) -> None:
 def a_kept_window_is_not_given_up(rig: Rig) -> None:
     """Mappings are given up in other windows when there are too many."""
     rig.coordinator.set(stride_pages=2)
-    os.ftruncate(rig.region_fd, 64 * 2 * 1000 * PAGE)
+    os.ftruncate(rig.region_fd, PAGE + 64 * 2 * 1000 * PAGE)
     kept = rig.window(64 * 2 * 200, vma_id=VMA + 1)
     kept.keep(0, len(kept), True)
     for start in range(0, 64 * 2 * 200, 64 * 2):
@@ -152,7 +152,7 @@ def a_kept_window_is_not_given_up(rig: Rig) -> None:
 def a_kept_range_stays_while_the_rest_of_its_window_is_given_up(rig: Rig) -> None:
     pages = 64 * 2 * 1000
     rig.coordinator.set(stride_pages=2)
-    os.ftruncate(rig.region_fd, pages * PAGE)
+    os.ftruncate(rig.region_fd, PAGE + pages * PAGE)
     window = rig.window(pages)
     window.keep(64 * PAGE, PAGE, True)
     window.keep(64 * PAGE, PAGE, True)

@@ -32,10 +32,11 @@ class Rig:
     def __init__(self, endpoint: str, region_bytes: int = 1 << 20) -> None:
         mmu.set_bus_error(BusError)
         self.coordinator = Coordinator(endpoint)
-        region = posix_ipc.SharedMemory(f"/mmu-{secrets.token_hex(8)}", posix_ipc.O_CREX, size=region_bytes)
+        region = posix_ipc.SharedMemory(f"/mmu-{secrets.token_hex(8)}", posix_ipc.O_CREX, size=PAGE + region_bytes)
         region.unlink()
         self.region_fd: int = region.fd
-        self.region = mmap.mmap(region.fd, region_bytes)
+        self.region = mmap.mmap(region.fd, region_bytes, offset=PAGE)
+        """From frame 1 on: frame 0 is no page's."""
         self.pager = self.new_pager()
 
     def new_pager(self, **arguments: Any) -> mmu.Pager:

@@ -291,10 +291,11 @@ def garbage(rig: Rig) -> None:
         messages.encode(messages.Fault(1, 2, 3, 0)),
         messages.encode(messages.Map(1, VMA, [0, 1, 3, 0, 1])),
         messages.encode(messages.Map(1, VMA, [0, 1, 1, 0, 1])),
-        messages.encode(messages.Map(1, VMA, [0, 1, 0, 0, 0])),
+        messages.encode(messages.Map(1, VMA, [0, 1, 0, 1, 0])),
+        messages.encode(messages.Map(1, VMA, [0, 1, 0, 0, 1])),  # frame 0 is the superblock
         messages.encode(messages.Map(1, VMA, [0, 1, 0, 1 << 62, 1])),
         messages.encode(messages.Map(1, VMA, [0, 1, 0, 0])),
-        messages.encode(messages.Map(1, VMA, [0, 1, 0, 0, 1] * 65)),
+        messages.encode(messages.Map(1, VMA, [0, 1, 0, 1, 1] * 65)),
         messages.encode(messages.FaultError(1, VMA, 0, 1, 0)),
         messages.encode(messages.Evict(0)),
         messages.encode(messages.Unmap(1, 0, [VMA, 0, 1])) + b"\0",
@@ -308,9 +309,9 @@ def what_is_not_known_is_no_error(rig: Rig) -> None:
     """Faults that are answered, and windows that are closed, in the meantime."""
     window = rig.window(1)
     for message in (
-        messages.Map(999, 12345, [0, 1, 0, 0, 3]),
+        messages.Map(999, 12345, [0, 1, 0, 1, 3]),
         messages.Map(999, VMA, []),
-        messages.Map(999, VMA, [0, 0, 0, 0, 3]),
+        messages.Map(999, VMA, [0, 0, 0, 1, 3]),
         messages.Map(999, VMA, [1000, 1 << 40, 2, 0, 1]),
         messages.FaultError(999, VMA, 0, 1, errno.EFAULT),
     ):

@@ -146,7 +146,7 @@ def a_frame_that_is_gone(rig: Rig) -> None:
     """The region is truncated under a mapping: the kernel's SIGBUS, here EIO."""
     window = rig.window(4)
     window[PAGE] = 1
-    os.ftruncate(rig.region_fd, PAGE)
+    os.ftruncate(rig.region_fd, PAGE + PAGE)
     assert failure_of(lambda: window[PAGE]).errno == errno.EIO
     array = array_of(window)
     assert failure_of(array.sum).errno == errno.EIO
@@ -171,7 +171,7 @@ def more_mappings_than_the_kernel_allows(rig: Rig) -> None:
     rig.coordinator.set(stride_pages=2)
     with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
         pages = int(file.read()) + 2 * 64
-    os.ftruncate(rig.region_fd, pages * PAGE)
+    os.ftruncate(rig.region_fd, PAGE + pages * PAGE)
     window = rig.window(pages)
     for first in range(0, pages, 128):
         window[first * PAGE] = 1 + first // 128 % 255

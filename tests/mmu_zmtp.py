@@ -160,8 +160,8 @@ def store(window: mmu.Window) -> None:
 @scenario
 def frames_in_pieces_and_in_heaps(rig: Rig) -> None:
     """Where one recv() ends has nothing to do with where a frame does; and a long frame is a frame."""
-    map_page = messages.Map(1, VMA, [0, 1, Target.PMEM, 3, Access.READ | Access.WRITE])
-    long_map = messages.Map(999, VMA, [3, 1, Target.PMEM, 3, Access.READ] * 64)
+    map_page = messages.Map(1, VMA, [0, 1, Target.PMEM, 4, Access.READ | Access.WRITE])
+    long_map = messages.Map(999, VMA, [3, 1, Target.PMEM, 4, Access.READ] * 64)
     answers = frame(messages.encode(long_map)) * 200 + frame(messages.encode(map_page))
     for piece in (1, 7, 4096, len(answers)):
         rig.region[3 * PAGE] = 0
@@ -184,7 +184,7 @@ def frames_in_pieces_and_in_heaps(rig: Rig) -> None:
 
 @scenario
 def frames_that_may_not_come(rig: Rig) -> None:
-    answer = messages.encode(messages.Map(1, VMA, [0, 1, Target.PMEM, 3, Access.READ | Access.WRITE]))
+    answer = messages.encode(messages.Map(1, VMA, [0, 1, Target.PMEM, 4, Access.READ | Access.WRITE]))
     noise = random.Random(7)
     for frames in (
         frame(b"\x04PING\0\0", COMMAND),

@@ -21,6 +21,7 @@ CORE_MAY_IMPORT: Final = {
     "enum",
     "errno",
     "fractions",
+    "functools",
     "heapq",
     "itertools",
     "json",

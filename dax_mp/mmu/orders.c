@@ -43,7 +43,8 @@ static bool is_valid_segment(const struct pager *pager, const struct segment *se
         return false;
     if (!segment->access || segment->access > (ACCESS_READ | ACCESS_WRITE))
         return false;
-    return has_offset(segment->pfn, segment->length_pages);
+    /* Frame 0 of either region is its superblock. */
+    return (segment->target == TARGET_ZERO || segment->pfn) && has_offset(segment->pfn, segment->length_pages);
 }
 
 static int map_segment(struct pager *pager, struct window *window, const struct segment *segment, bool populate,
@@ -60,6 +61,13 @@ static int map_segment(struct pager *pager, struct window *window, const struct 
     };
 
     return window_map(window, &frames, make_room);
+}
+
+/* What nobody waits for takes the place of a pinned hole page. Where it cannot, that may not stay either. */
+static void replace_segment(struct pager *pager, struct window *window, const struct segment *segment)
+{
+    if (map_segment(pager, window, segment, false, true))
+        window_unmap(window, segment->pgoff, segment->length_pages, false);
 }
 
 static bool has_page(const struct segment *segment, uint64_t pgoff)
@@ -91,7 +99,9 @@ static int map_segments(struct pager *pager, struct window *window, struct fault
     const struct segment *wanted = NULL, *rest = segments + count;
 
     for (size_t i = 0; i < count; i++)
-        if (fault && !wanted && has_page(&segments[i], fault->pgoff))
+        if (!fault)
+            replace_segment(pager, window, &segments[i]);
+        else if (!wanted && has_page(&segments[i], fault->pgoff))
             wanted = &segments[i];
         else if (&segments[i] < rest && map_segment(pager, window, &segments[i], populate, false))
             rest = &segments[i];

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dax_mp.control_messages import PUNCH_HOLE
+from dax_mp.device import HolePolicyName
 from dax_mp.effects import SendPager
 from dax_mp.locks import EntryLocks
 from dax_mp.messages import (
@@ -46,7 +47,7 @@ from dax_mp.messages import (
 )
 from dax_mp.ranges import PageRange
 from dax_mp.session import SessionState
-from simulation.client import PAGE_SIZE, Call, Ended, Failed, Load, Store
+from simulation.client import PAGE_SIZE, Call, DirectWrite, Ended, Failed, Load, Store, page_bytes
 from simulation.world import ACK_TIMEOUT_S, FATES, Event, World
 
 P = PAGE_SIZE
@@ -142,6 +143,103 @@ def test_a_pin_that_stays_is_busy(world: World, how: str) -> None:
     assert world.call(0, Read(0, 1, 0, 8 * P)) == content
     assert world.coordinator.sessions[world.clients[0].token].state is SessionState.SERVING
     world.check()
+
+
+@pytest.mark.parametrize("how", TAKES_AWAY)
+def test_who_has_the_pin_reads_and_writes_while_others_wait_for_it(world: World, how: str) -> None:
+    """README's own example: its pwrite, beside another's truncate, stood still for the whole ack timeout."""
+    pin_id = world.call(0, Pin(0, 1, 1, 3))
+    assert run(world, 1, TAKES_AWAY[how]) == []
+    assert world.call(0, Write(0, 1, P, 0, b"x" * P)) == 2 * P
+    assert world.call(0, Read(0, 1, P, P)) == b"x" * P
+    io_id = world.call(0, BeginWrite(0, 1, 2 * P, 0, P))[0]
+    world.call(0, EndIo(0, io_id, 0))
+    second_id = world.call(0, Pin(0, 1, 2, 1))
+    world.call(0, Unpin(0, pin_id))
+    assert world.call(0, Read(0, 1, P, P)) == b"x" * P, "it waits for the second pin as well"
+    world.call(0, Unpin(0, second_id))
+    (end,) = [end for end in world_ends(world) if end.operation == Call(TAKES_AWAY[how])]
+    assert not isinstance(end.outcome, Failed)
+    world.check()
+
+
+def test_who_waited_for_a_pin_looks_at_the_file_again(world: World) -> None:
+    """It has become shorter meanwhile: the collapse would reach the end, and the truncate makes it longer."""
+    pin_id = world.call(0, Pin(0, 1, 1, 1))
+    assert run(world, 1, Fallocate(0, 1, int(FallocateMode.COLLAPSE_RANGE), P, P)) == []
+    world.clients[0].threads[0].operations.append(Call(Truncate(0, 1, 2 * P)))
+    run(world)
+    world.call(0, Unpin(0, pin_id))
+    collapse, *_ = (end for end in world_ends(world) if isinstance(end.operation, Call) and end.thread == 1)
+    assert collapse.outcome == Failed(errno.EINVAL)
+    assert world.call(1, Fstat(0, 1))["size_bytes"] == 2 * P
+
+
+def test_a_pin_of_a_large_sparse_range_is_counted_first(world: World) -> None:
+    """64 TiB on a device of 16 pages: no time, no memory, and nothing allocated."""
+    world.call(0, Truncate(0, 1, 1 << 46))
+    vma_id = world.map(0, 1, (1 << 46) // P)
+    assert error_of(world, 0, Pin(0, vma_id, 0, (1 << 46) // P)) == errno.ENOSPC
+    assert blocks(world) == 2
+    reader_id = world.map(0, 1, (1 << 46) // P, access=READ)
+    pin_id = world.call(0, Pin(0, reader_id, 0, (1 << 46) // P))
+    assert blocks(world) == 2
+    world.call(0, Unpin(0, pin_id))
+    world.check()
+
+
+@pytest.mark.parametrize("policy", ["zero", "page-cache"])
+@pytest.mark.parametrize("how", ["store", "write", "long write", "reclaim"])
+def test_a_pinned_hole_page_of_a_mapping_for_loads_is_replaced_and_never_missing(
+    policy: HolePolicyName, how: str
+) -> None:
+    world = World(policy, pmem_pages=8, dram_pages=1)
+    for _ in range(2):
+        world.open(world.add_client(threads=2), "file")
+    world.call(0, Truncate(0, 1, 4 * P))
+    world.map(0, 1, 4, access=READ)
+    world.map(1, 1, 4)
+    world.call(0, Pin(0, 1, 0, 2))
+    assert blocks(world) == 0, "a pin of a mapping for loads allocates no hole"
+    assert [world.access(0, Load(1, page)) for page in (1, 0)] == [0, 0]
+    operation: Any = {
+        "store": Store(2, 0, 7),
+        "write": Call(Write(0, 1, 0, 0, page_bytes(7))),
+        "long write": DirectWrite(1, 0, (7,)),
+        "reclaim": Load(2, 3),
+    }[how]
+    world.clients[1].threads[0].operations.append(operation)
+    window = world.clients[0].windows[1]
+    while events := world.events():
+        world.step(events[0])
+        world.check()
+        assert 0 in window.translations, "a system call would find no page"
+    assert world.access(0, Load(1, 0)) == (0 if how == "reclaim" else 7)
+    assert world.access(1, Store(2, 0, 8)) is None
+    assert world.access(0, Load(1, 0)) == 8
+    world.check_quiescent()
+
+
+def test_a_pin_for_loads_waits_for_a_hole_page_that_is_being_unmapped(world: World) -> None:
+    """Else the page that it has just faulted in would go under the Unmap."""
+    reader_id = world.map(0, 1, 4, access=READ)
+    assert world.access(0, Load(reader_id, 1)) == 0
+    world.stopped.add(0)
+    world.clients[1].threads[0].operations.append(Store(2, 1, 7))
+    run(world)
+    world.clients[0].requests.append(Pin(77, reader_id, 1, 1))
+    run(world)
+    assert not world.clients[0].answers, "the Unmap is on its way"
+    world.stopped.clear()
+    world.clients[0].receive_order()
+    run_to_coordinator(world)
+    assert [answer.request_id for answer in world.clients[0].answers] == [77]
+
+
+def run_to_coordinator(world: World) -> None:
+    """Let all that client 0 has sent arrive."""
+    while world.clients[0].pager_requests:
+        world.step(Event("fault", 0))
 
 
 def test_what_leaves_the_pinned_pages_alone_does_not_wait(world: World) -> None:

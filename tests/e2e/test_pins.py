@@ -209,6 +209,81 @@ def test_who_would_take_the_pages_waits(served: Any, script: Script, change: str
 
 
 @pytest.mark.parametrize("change", TAKING)
+def test_a_pin_its_holders_pwrite_and_anothers_truncate_do_not_stand_still(
+    served: Any, script: Script, change: str
+) -> None:
+    """README's example: were the pwrite to wait for the truncate, that would wait for the pin until its deadline."""
+    session, file = served(30)
+    process = changer(script, session, change)
+    with file.mmap() as mapping, mapping.pin(PAGE, PAGE) as view:
+        process.go_on()
+        for _ in range(50):  # the other waits by then
+            assert file.pwrite(view, 2 * PAGE) == PAGE
+            assert file.pread(PAGE, 2 * PAGE) == bytes(view)
+    assert process.line() in ("None", "0"), "it has waited for the pin in vain"
+
+
+WRITER: Final = """
+import sys
+import dax_mp
+page, pages = map(int, sys.argv[2:])
+with dax_mp.connect(sys.argv[1]) as session, session.open("file", "r+") as file, file.mmap() as mapping:
+    print("ready", flush=True)
+    input()
+    for index in range(pages):
+        if index % 2:
+            mapping[index * page] = 7
+        else:
+            file.pwrite(b"\\7", index * page)
+    print("done", flush=True)
+"""
+
+
+def test_a_pin_of_a_read_only_mapping_allocates_no_hole_and_no_system_call_fails(
+    session: dax_mp.Session, script: Script
+) -> None:
+    """Not while another process fills the holes either: the blocks come in the place of the hole pages."""
+    pages = 1000
+    memory = os.memfd_create("copy")
+    with session.open("file", "x+") as file:
+        file.truncate(pages * PAGE)
+        process = script(WRITER, session.endpoint, str(PAGE), str(pages))
+        assert process.line() == "ready"
+        with file.mmap(access=dax_mp.ACCESS_READ) as mapping, mapping.pin() as view:
+            assert file.stat().blocks == 0
+            process.go_on()
+            calls = 0
+            while file.stat().blocks < pages:
+                assert os.pwrite(memory, view, 0) == pages * PAGE, "a page was missing"
+                calls += 1
+            assert process.line() == "done"
+            assert os.pwrite(memory, view, 0) == pages * PAGE
+            assert os.pread(memory, pages * PAGE, 0)[::PAGE] == b"\7" * pages
+        assert calls > 1
+    os.close(memory)
+    assert process.end()[0] == 0
+
+
+def test_a_pin_of_a_large_sparse_range_is_refused_at_once(session: dax_mp.Session) -> None:
+    """64 GiB of a file on a device of 64 MiB; nobody else waits for it, and the coordinator does not grow."""
+    before_kb = resident_kb(session.coordinator_pid)
+    with session.open("file", "x+") as file:
+        file.truncate(64 << 30)
+        with file.mmap() as mapping:
+            with pytest.raises(OSError) as raised, mapping.pin():
+                pass
+            assert raised.value.errno == errno.ENOSPC
+        assert file.stat().blocks == 0
+    assert resident_kb(session.coordinator_pid) < before_kb + (50 << 10)
+
+
+def resident_kb(pid: int) -> int:
+    """The most memory that the process has had."""
+    with open(f"/proc/{pid}/status") as status:
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+
+
+@pytest.mark.parametrize("change", TAKING)
 def test_who_waits_for_too_long_gets_ebusy(served: Any, script: Script, change: str) -> None:
     session, file = served(0.2)
     process = changer(script, session, change)

@@ -15,7 +15,6 @@ from dax_mp.inode import Inode
 from dax_mp.limits import OFFSET_BYTES_MAX
 from dax_mp.locks import EntryLocks, SharedLock
 from dax_mp.messages import Access, Fallocate, FallocateMode, Fault, Munmap, Open, Pin, Target, Truncate
-from dax_mp.pins import lock_unpinned
 from dax_mp.ranges import Extent, PageRange
 from dax_mp.session import Session
 from dax_mp.transaction import Completion, Scheduler, Steps
@@ -200,7 +199,8 @@ def test_b18_truncate_in_a_wrong_order(monkeypatch: Break, steps: tuple[str, ...
 def test_b19_punch_frees_before_it_unmaps(monkeypatch: Break) -> None:
     def free_first(fs: FileSystem, inode: Inode, start_bytes: int, end_bytes: int) -> Steps[None]:
         whole = inode.pages_of(start_bytes, end_bytes)
-        yield from lock_unpinned(fs, inode, whole)
+        if granted := inode.invalidate_lock.acquire_exclusive():
+            yield granted
         fs.cut(inode, whole)
         yield from fs.unmapper.unmap_mapping_range(inode, [whole])
         inode.invalidate_lock.release_exclusive()
@@ -374,8 +374,8 @@ def pinner_and_truncater() -> Stage:
 
 
 def test_b20_nobody_waits_for_pins(monkeypatch: Break) -> None:
-    def do_not_look(fs: FileSystem, inode: Inode, pages: PageRange) -> Steps[None]:
-        if granted := inode.invalidate_lock.acquire_exclusive():
+    def do_not_look(fs: FileSystem, inode: Inode, taken: Any) -> Steps[None]:
+        if granted := inode.rwsem.acquire_exclusive():
             yield granted
 
     pinner_and_truncater().explore()

@@ -333,8 +333,6 @@ class Soak(World):
     def _end_change(self, ino: int, operation_id: int, operation: Any, change: Change | Shift, outcome: Any) -> None:
         failed = isinstance(outcome, Failed)
         unknown = failed and outcome.errno in (errno.ESTALE, errno.EPROTO)
-        if failed and isinstance(operation, Fallocate) and operation.mode & ZERO_RANGE:
-            unknown |= outcome.errno == errno.ENOSPC  # punched, and not allocated
         if isinstance(change, Shift):
             self._files[ino].end_shift(operation_id, took_effect=not failed)
         else:
@@ -407,6 +405,8 @@ class Soak(World):
         if pin_id in session.pins:  # else the mapping, or the session, is gone already
             block_map = session.pins[pin_id].vma.inode.block_map
             frames = {pgoff: block_map.get(pgoff) for pgoff in range(*session.pins[pin_id].pages)}
+            if session.pins[pin_id].vma.keeps_holes:
+                frames = {pgoff: pfn for pgoff, pfn in frames.items() if pfn is not None}
             assert None not in frames.values(), f"a page of {request} has no block"
             self._pins[number, pin_id] = (request.vma_id, frames)
 

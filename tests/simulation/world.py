@@ -2,6 +2,7 @@
 
 from typing import Any, Final, NamedTuple
 
+from dax_mp.address_space import PageTable, pte_fields
 from dax_mp.coordinator import Coordinator
 from dax_mp.device import FIRST_PFN, Device, HolePolicyName
 from dax_mp.effects import Effect, SendControl, SendPager
@@ -310,11 +311,20 @@ class World:
         if not session.evicted:
             entry = pieces[0][2]
             recorded = Translation(entry >> 2 & 3, entry >> 4, entry & 3)
-            assert real == recorded, f"I7: {where} is mapped to {real}, in the rmap to {recorded}"
+            replaced = [
+                Translation(*pte_fields(was))
+                for request in session.unacknowledged.values()
+                for entry, length_pages in request.replaced
+                for was in (PageTable.advance(entry, step) for step in range(length_pages))
+            ]
+            assert real == recorded or real in replaced, f"I7: {where} is mapped to {real}, in the rmap to {recorded}"
         if real.target == Target.ZERO:
             assert not real.access & Access.WRITE, f"{where}: the zero page is writable"
         elif real.target == Target.PMEM:
-            self._check_frame(session, fs.device.frames, real.pfn, inode.block_map.get(pgoff), where)
+            current = inode.block_map.get(pgoff)
+            if current is None and session.evicted:
+                current = inode.unwritten.get(pgoff)  # it is zeroed when it is written, whoever stores to it before
+            self._check_frame(session, fs.device.frames, real.pfn, current, where)
         else:
             assert not real.access & Access.WRITE, f"{where}: a hole page is writable"
             assert fs.device.dram_frames is not None
