@@ -234,11 +234,26 @@ def _nearest(segments: list[Segment], pgoff: int) -> list[Segment]:
 
 
 def _answer_error(fs: FileSystem, vma: Vma, fault: Fault, error: OSError) -> None:
-    """Send the FaultError: past the end for all the rest of the VMA, else for this page alone."""
+    """Send the FaultError."""
     if not _wants_answer(vma):
         return
     fs.counters["bus_errors"] += 1
     code = error.errno or errno.EIO
-    past_eof = code == errno.EFAULT and fault.pgoff >= vma.inode.size_pages
-    length_pages = max(1, vma.end_pgoff - fault.pgoff) if past_eof else 1
-    fs.send_pager(vma.session, FaultError(fault.fault_id, vma.vma_id, fault.pgoff, length_pages, code))
+    end = max(fault.pgoff + 1, _error_end(vma, fault.pgoff, code))
+    fs.send_pager(vma.session, FaultError(fault.fault_id, vma.vma_id, fault.pgoff, end - fault.pgoff, code))
+
+
+def _error_end(vma: Vma, pgoff: int, code: int) -> int:
+    """Up to which page there is nothing to map either: past the end of the file all of the VMA, for a store that finds
+    no space the rest of the hole, as far as one FaultError goes. So a loop of stores does not ask for every page."""
+    inode = vma.inode
+    if code == errno.EFAULT and pgoff >= inode.size_pages:
+        return vma.end_pgoff
+    if code != errno.ENOSPC:
+        return pgoff + 1
+    end = min(pgoff + MAP_WINDOW_BYTES // inode.page_size, vma.end_pgoff, inode.size_pages)
+    for taken in (inode.block_map, inode.unwritten):
+        end = next((gap.end for gap in taken.gaps(pgoff, end) if gap.start == pgoff), pgoff)
+    if end <= pgoff:
+        return pgoff + 1
+    return inode.entry_locks.unlocked_around(PageRange(pgoff, pgoff + 1), vma.kept(PageRange(pgoff, end))).end

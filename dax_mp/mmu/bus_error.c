@@ -218,6 +218,8 @@ void bus_error(struct window *window, uint64_t serial, uint64_t offset_bytes, in
         record = (struct bus_error){error, window, serial, offset_bytes};
     /* Not PyGILState_Check(): it says yes to everything once there has been a subinterpreter. */
     mine = PyGILState_GetThisThreadState();
+    if (mine && mine->async_exc == exception_class) /* a loop that goes on failing */
+        return;
     if (mine && mine == current_thread_state())
         PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), exception_class);
     else

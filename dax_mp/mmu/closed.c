@@ -26,7 +26,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 
-enum { CHUNK_ENTRIES = 256, CHUNKS_MAX = 1024, VMAS_SHARE = 16, SCRATCH_LOAD_BYTES = 2 << 20 };
+enum { CHUNK_ENTRIES = 256, CHUNKS_MAX = 1024, VMAS_SHARE = 16, SCRATCH_LOAD_BYTES = 2 << 20, STORES_GIVEN_BACK = 16 };
 static const uint64_t BUDGET_BYTES = 1ull << 45, BUDGET_SHARE = 8;
 
 struct closed {
@@ -37,6 +37,7 @@ struct closed {
     uint64_t age;      /* larger: closed later */
     bool sigbus;       /* an access ends in SIGBUS */
     _Atomic bool has_scratch;
+    _Atomic uint32_t stores; /* that failed since the last exception was raised */
 };
 
 static struct closed *chunks[CHUNKS_MAX]; /* never freed */
@@ -112,6 +113,7 @@ bool closed_add(uintptr_t base, uint64_t reach_bytes, uint64_t reserved_bytes, b
     entry->age = reach_bytes ? ++last_age : 0; /* what nobody can have reached goes first */
     entry->sigbus = sigbus;
     atomic_store(&entry->has_scratch, false);
+    atomic_store(&entry->stores, 0);
     atomic_store(&entry->end, base + reach_bytes);
     atomic_store(&entry->start, base);
     count(entry, 1);
@@ -232,10 +234,21 @@ static struct closed *find(uintptr_t address)
     return NULL;
 }
 
-/* A store gets one page, which takes memory; a load gets more, which take none. */
+/* As many as in scratch.c: a store gets one page, the next one twice as many. Their memory is given back meanwhile. */
+static uint64_t bytes_for_store(struct closed *entry)
+{
+    uint32_t failed = atomic_fetch_add(&entry->stores, 1);
+    uint64_t bytes = page_size_bytes() << (failed < 8 ? failed : 8);
+
+    if (failed % STORES_GIVEN_BACK == STORES_GIVEN_BACK - 1)
+        madvise((void *)atomic_load(&entry->start), atomic_load(&entry->end) - atomic_load(&entry->start),
+                MADV_DONTNEED);
+    return bytes;
+}
+
 static bool map_scratch_at(struct closed *entry, uintptr_t address, bool writable)
 {
-    uint64_t page_size = page_size_bytes(), length_bytes = writable ? page_size : SCRATCH_LOAD_BYTES;
+    uint64_t page_size = page_size_bytes(), length_bytes = writable ? bytes_for_store(entry) : SCRATCH_LOAD_BYTES;
     uintptr_t page = address / page_size * page_size, left = atomic_load(&entry->end) - page;
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
 
@@ -302,6 +315,7 @@ void closed_drop_scratch(void)
 
         if (!atomic_exchange(&entry->has_scratch, false))
             continue;
+        atomic_store(&entry->stores, 0);
         reserve((void *)start, length_bytes, false, MAP_FIXED, &dropped);
         if (dropped == MAP_FAILED && mprotect((void *)start, length_bytes, PROT_NONE)) { /* no VMA: the next time */
             atomic_store(&entry->has_scratch, true);

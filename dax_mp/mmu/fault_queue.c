@@ -149,7 +149,8 @@ static void fail(struct pager *pager, struct fault *fault, int error)
         return;
     fault->error = error;
     if (fault->raw) {
-        int no_scratch = window_map_scratch(fault->window, fault->serial, fault->pgoff, 1, fault->write);
+        uint64_t length_pages = error == ESTALE ? UINT32_MAX : 1; /* then the whole window is dropped */
+        int no_scratch = window_map_scratch(fault->window, fault->serial, fault->pgoff, length_pages, fault->write);
 
         fault->has_scratch = !no_scratch;
         if (no_scratch == ESTALE) /* the window is closed since: that is what the access finds now */

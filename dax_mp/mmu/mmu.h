@@ -72,6 +72,8 @@ struct window {
     _Atomic uint64_t touched_first, touched_end; /* private ones: no page outside has ever been mapped */
     _Atomic uint64_t scratch[SCRATCH_RANGES]; /* where it has scratch pages, see scratch.c; 0 no range */
     _Atomic bool scratch_everywhere;          /* there were more ranges than that */
+    _Atomic uint32_t scratch_stores;          /* that failed since the last exception was raised */
+    _Atomic uint64_t scratch_stored_pages;    /* mapped for them since their memory was given back */
     _Atomic uint32_t scratch_making;          /* threads that are about to add some */
     _Atomic uint64_t scratch_made;            /* how often any has been added, counted beforehand */
 };

@@ -233,7 +233,8 @@ static int module_clear(PyObject *module)
 {
     struct module_state *state = PyModule_GetState(module);
 
-    bus_error_set_class(PyExc_OSError); /* a window may outlive the module */
+    if (state->bus_error) /* not of another interpreter's import, which has failed */
+        bus_error_set_class(PyExc_OSError); /* a window may outlive the module */
     Py_CLEAR(state->pager_type);
     Py_CLEAR(state->window_type);
     Py_CLEAR(state->bus_error);

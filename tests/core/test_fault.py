@@ -296,3 +296,20 @@ def test_punching_a_file_that_is_mapped_in_one_piece_asks_for_one_range() -> Non
     pager.touch(600, write=False)
     pager.request(Fallocate(0, 1, PUNCH_HOLE, 0, 1024 * REAL_PAGE_SIZE))
     assert [order.ranges for order in pager.orders if isinstance(order, Unmap)] == [[pager.window.vma_id, 0, 1024]]
+
+
+def test_a_bus_error_on_a_full_device_is_for_the_rest_of_the_hole() -> None:
+    pager = OnePager(16, file_pages=12, vma_pages=10)
+    pager.touch(0, write=True)
+    pager.touch(7, write=True)
+    rest = pager.request(Open(0, "rest", 1))[0]
+    for unwritten_pages in (0, 1):
+        if unwritten_pages:  # they are no part of the hole: a store there finds space
+            pager.request(Truncate(0, rest, 0))
+            pager.request(Fallocate(0, 1, 0, 5 * REAL_PAGE_SIZE, REAL_PAGE_SIZE))
+        free_pages = pager.coordinator.fs.device.frames.free_pages
+        pager.request(Fallocate(0, rest, 0, 0, free_pages * REAL_PAGE_SIZE))
+        pager.coordinator.receive_pager(TOKEN, Fault(9, pager.window.vma_id, 2, 1))
+        pager._effects()
+        length_pages = 3 if unwritten_pages else 5
+        assert pager.orders[-1:] == [FaultError(9, pager.window.vma_id, 2, length_pages, errno.ENOSPC)]

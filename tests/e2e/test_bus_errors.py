@@ -377,3 +377,37 @@ def test_evicted(serve: Serve, script: Script) -> None:
         assert (code, errors) == (0, "")
         assert output.splitlines() == ["BusError ESTALE"] * 5 + ["OSError ESTALE"] * 2 + ["7"]
         wait_until(lambda: session.statfs().sessions == 1)
+
+
+SUBINTERPRETER: Final = """
+import sys
+import dax_mp
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+TEXT = "try: import dax_mp.mmu\\nexcept ImportError: print('it cannot be imported', flush=True)"
+with dax_mp.connect(sys.argv[1]) as session, session.open("file", "x+") as file:
+    file.truncate(4096)
+    mapping = file.mmap(8192, past_eof=True)
+    view = memoryview(mapping)
+    interpreter = interpreters.create()
+    interpreters.run_string(interpreter, TEXT)
+    interpreters.destroy(interpreter)
+    for access in (lambda: mapping[5000], lambda: bytes(view[5000:5001])):
+        try:
+            access()
+        except OSError as error:
+            print(type(error).__name__, error.filename, flush=True)
+    session.unlink("file")
+    view.release()
+    mapping.close()
+"""
+
+
+def test_a_failed_import_in_a_subinterpreter_leaves_bus_errors_as_they_are(
+    daemon: dax_mp.Daemon, script: Script
+) -> None:
+    code, output, errors = script(SUBINTERPRETER, daemon.endpoint).end()
+    assert (code, errors) == (0, "")
+    assert output.splitlines() == ["it cannot be imported", *["BusError file"] * 2]
