@@ -9,7 +9,7 @@ import json
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from dax_mp.clients.file import DaxFile
 from dax_mp.clients.session import Session
@@ -18,8 +18,9 @@ from dax_mp.limits import OFFSET_BYTES_MAX
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import DTypeLike
 
+    from dax_mp.clients.dax_array import DaxArray
     from dax_mp.clients.mapping import Mapping
 
 ATTRIBUTE: Final = "dax_mp.ndarray"
@@ -35,12 +36,15 @@ def ndarray(
     order: Literal["C", "F"] | None = None,
     create: bool | None = None,
     readonly: bool = False,
-) -> "NDArray[Any]":
+    reserve: bool = False,
+) -> "DaxArray":
     """The array in the file `name`: made, all zeroes, where there is none and a shape is given; else attached to.
 
     dtype, order: float64 and C where not given for a new one. create: True: it must be new (FileExistsError); False: it
-    must be there (FileNotFoundError). readonly: map it for loads alone. The array keeps its mapping, and that the file.
-    It is a plain numpy array: pickled, it is a copy; other processes attach by the name.
+    must be there (FileNotFoundError). readonly: map it for loads alone. reserve: allocate all blocks now (OSError
+    ENOSPC), so that no later store finds the device full. The array keeps its mapping, and that the file.
+    It is a DaxArray: an ndarray that pickles by reference, as its views do, and has `populate` and `pin`;
+    `array.copy()` is an ordinary array.
 
         >>> array = dax_mp.ndarray(session, "samples", (1000, 3), "f4")
         >>> array[7] = 1, 2, 3
@@ -48,12 +52,14 @@ def ndarray(
         [1.0, 2.0, 3.0]
 
     Raises ValueError where shape, dtype or order are given and are not the file's, where the dtype holds Python
-    objects, and where the file holds no array; OSError as `Session.open`.
+    objects, where the file holds no array, and for `readonly` with `reserve`; OSError as `Session.open`.
     """
+    if readonly and reserve:
+        raise ValueError("an array that is read-only takes no blocks: reserve is not for it")
     wanted = _wanted(shape, dtype, order)
     if wanted.shape is not None and create is not False:
         try:
-            return _create(session, name, _Layout(wanted.shape, wanted.dtype, wanted.order or "C"), readonly)
+            return _create(session, name, _Layout(wanted.shape, wanted.dtype, wanted.order or "C"), readonly, reserve)
         except FileExistsError:
             if create:
                 raise
@@ -62,6 +68,8 @@ def ndarray(
     with session.open(name, "r" if readonly else "r+") as file:
         layout = _layout_of(file)
         _check(name, layout, wanted, dtype is not None)
+        if reserve and layout.size_bytes:
+            file.fallocate(0, layout.size_bytes)
         return layout.array(_map(file, layout, readonly))
 
 
@@ -76,12 +84,13 @@ class _Layout(NamedTuple):
     def size_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def array(self, mapping: "Mapping | None") -> "NDArray[Any]":
-        """Without a mapping where it has no bytes. np.ndarray keeps no export of its buffer; np.frombuffer does."""
-        import numpy as np
+    def array(self, mapping: "Mapping | None") -> "DaxArray":
+        """Without a mapping where it has no bytes."""
+        from dax_mp.clients.dax_array import DaxArray, array_in
 
-        buffer = None if mapping is None else np.frombuffer(cast(Any, mapping), np.uint8)
-        return np.ndarray(self.shape, self.dtype, buffer=buffer, order=self.order)
+        if mapping is None:
+            return DaxArray(self.shape, self.dtype, order=self.order)
+        return array_in(mapping, self.shape, self.dtype, order=self.order)
 
     def as_json(self) -> bytes:
         import numpy as np
@@ -115,7 +124,7 @@ def _wanted(shape: int | Sequence[int] | None, dtype: "DTypeLike | None", order:
     return _Wanted(dimensions, wanted, order)
 
 
-def _create(session: Session, name: str, layout: _Layout, readonly: bool) -> "NDArray[Any]":
+def _create(session: Session, name: str, layout: _Layout, readonly: bool, reserve: bool) -> "DaxArray":
     if layout.dtype.hasobject:
         raise ValueError(f"{layout.dtype} holds Python objects, which no other process could read")
     if layout.size_bytes > OFFSET_BYTES_MAX:
@@ -124,6 +133,8 @@ def _create(session: Session, name: str, layout: _Layout, readonly: bool) -> "ND
         raise os_error(errno.EEXIST, filename=name)
     with session.tmpfile(name) as file:
         file.truncate(layout.size_bytes)
+        if reserve and layout.size_bytes:
+            file.fallocate(0, layout.size_bytes)
         file.setxattr(ATTRIBUTE, layout.as_json())
         array = layout.array(_map(file, layout, readonly))
         file.link()

@@ -318,6 +318,10 @@ class Mapping(MappingCursor):
         name = handle.stat().name or handle.name
         return _remap, (handle.session, name, handle.ino, self.offset_bytes, len(self), self.access, self._trackfd)
 
+    def has_name(self) -> bool:
+        """Whether the file has a name, by which another process finds it. Raises OSError, ValueError when closed."""
+        return self._open_handle().stat().name is not None
+
     def _request(self, kind: "RequestType", *fields: object) -> Any:
         """Raises ValueError where another thread has closed the mapping meanwhile."""
         try:

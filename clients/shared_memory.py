@@ -31,7 +31,8 @@ class SharedMemory:
     name: None to make one up. create: make it (FileExistsError where the name is taken), else attach to it
     (FileNotFoundError). size: of a new one, in bytes. track: ignored, there is no tracker. session: whose to use; else
     the process's shared session at `endpoint`, by default $DAX_MP_ENDPOINT or the user's own. ephemeral: a new one is
-    unlinked when no process has it any more.
+    unlinked when no process has it any more. reserve: allocate all its blocks now (OSError ENOSPC), so that no later
+    store finds the device full.
 
         >>> shared = dax_mp.SharedMemory(create=True, size=10_000, session=session)
         >>> shared.buf[:5] = b"hello"
@@ -54,6 +55,7 @@ class SharedMemory:
         session: Session | None = None,
         endpoint: str | os.PathLike[str] | None = None,
         ephemeral: bool = False,
+        reserve: bool = False,
     ) -> None:
         self._mapping: Mapping | None = None
         self._buf: memoryview | None = None
@@ -66,17 +68,21 @@ class SharedMemory:
             raise ValueError("'name' can only be None if create=True")
         self._session = shared_session(endpoint) if session is None else session
         if create:
-            self._name = self._create(name, size, ephemeral)
+            self._name = self._create(name, size, ephemeral, reserve)
         else:
             assert name is not None
             self._name = name
             with self._session.open(_file_name(name), "r+") as file:
+                if reserve:
+                    file.fallocate(0, file.size)
                 self._map(file.mmap())
 
-    def _create(self, name: str | None, size: int, ephemeral: bool) -> str:
+    def _create(self, name: str | None, size: int, ephemeral: bool, reserve: bool) -> str:
         """Make it, and map it; returns its name. What fails leaves nothing."""
         with self._session.tmpfile(_file_name(name) if name is not None else "shared memory", ephemeral) as file:
             file.truncate(size)
+            if reserve:
+                file.fallocate(0, size)
             mapping = file.mmap()
             try:
                 final = self._link(file, name)
@@ -124,6 +130,13 @@ class SharedMemory:
     def size(self) -> int:
         """In bytes. Where another process has resized it, `resize()` to see that here."""
         return self._size_bytes
+
+    @property
+    def _fd(self) -> int:
+        """What some packages call os.posix_fallocate() with. Any descriptor would have them allocate something else."""
+        raise AttributeError(
+            "a block of the device has no file descriptor; SharedMemory(..., reserve=True) allocates all of it at once"
+        )
 
     @property
     def buf(self) -> memoryview:

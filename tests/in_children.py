@@ -19,6 +19,12 @@ def square(attach: Any, index: int) -> int:
     return len(array)
 
 
+def set_all(array: Any, value: Any) -> bool:
+    """Whether it is a file's memory."""
+    array[...] = value
+    return array.mapping is not None
+
+
 def use_shared(shared: dax_mp.SharedMemory, place: int) -> tuple[int, int, int]:
     """Its size here, the length of its memory, and a byte; the next byte is set."""
     found = shared.size, len(shared.buf), shared.buf[place]

@@ -4,6 +4,7 @@ import doctest
 import errno
 import importlib
 import mmap
+import pickle
 import pkgutil
 import subprocess
 import sys
@@ -51,7 +52,14 @@ def test_the_public_names_have_examples() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(daemon: dax_mp.Daemon, session: dax_mp.Session, name: str) -> None:
-    names: dict[str, Any] = {"dax_mp": dax_mp, "errno": errno, "mmap": mmap, "daemon": daemon, "session": session}
+    names: dict[str, Any] = {
+        "dax_mp": dax_mp,
+        "errno": errno,
+        "mmap": mmap,
+        "pickle": pickle,
+        "daemon": daemon,
+        "session": session,
+    }
     test = EXAMPLES[name]
     test.globs = names
     said: list[str] = []

@@ -4,7 +4,6 @@ import errno
 import functools
 import gc
 import multiprocessing
-import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Final
 
@@ -23,7 +22,7 @@ TITLED: Final = np.dtype([(("the title", "field"), "i4"), ("other", "S3")])
 def test_made_and_attached(session: dax_mp.Session, script: Script) -> None:
     array = dax_mp.ndarray(session, "array", (100, 3), "f4")
     assert (array.shape, array.dtype.str, array.flags.writeable) == ((100, 3), "<f4", True)
-    assert type(array) is np.ndarray
+    assert isinstance(array, np.ndarray)
     assert not array.any()
     array[7] = 1, 2, 3
     process = script(
@@ -267,18 +266,14 @@ def test_several_make_it_at_once(session: dax_mp.Session) -> None:
 
 @pytest.mark.parametrize("method", [pytest.param("fork", marks=pytest.mark.forks), "forkserver", "spawn"])
 def test_in_workers(session: dax_mp.Session, method: str) -> None:
-    """They attach by session and name, which pickle; the array itself, pickled, is a copy, as numpy's always are."""
+    """They attach by session and name, which pickle."""
     array = dax_mp.ndarray(session, "array", 10, "i8")
     attach = functools.partial(dax_mp.ndarray, session, "array")
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
         assert list(pool.map(square, [attach] * 10, range(10))) == [10] * 10
     assert array.tolist() == [index * index for index in range(10)]
-    copy = pickle.loads(pickle.dumps(array))
-    copy[0] = 99
-    assert array[0] == 0
 
 
-@pytest.mark.forks
 def test_an_array_from_before_a_fork(session: dax_mp.Session, script: Script) -> None:
     process = script(
         """
