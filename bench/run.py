@@ -22,6 +22,7 @@ import footprint
 import import_time
 import memory_speed
 import shared_memory
+import system_calls
 import truncate
 from rows import Row
 
@@ -52,6 +53,7 @@ def main() -> int:
             "truncate, beside ftruncate",
             lambda: truncate.run([file_bytes // 16, file_bytes // 4, file_bytes]),
         ),
+        "calls": Benchmark("system calls, beside those of a process that is left alone", system_calls.run),
         "import": Benchmark("imports, beside zmq, msgpack", import_time.run),
     }
     chosen = [benchmark for name, benchmark in benchmarks.items() if options.only in name]
@@ -73,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--check", action="store_true", help="exit code 1 when a bound is not kept")
     parser.add_argument(
-        "--only", default="", metavar="WORD", help="memory, fault, footprint, shared, io, truncate or import"
+        "--only", default="", metavar="WORD", help="memory, fault, footprint, shared, io, truncate, calls or import"
     )
     parser.add_argument("--quick", action="store_true", help="with an eighth of the memory")
     return parser.parse_args()

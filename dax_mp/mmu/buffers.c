@@ -3,7 +3,8 @@
  * Whether the kernel can reach a page is asked of the kernel, by calls that do nothing else, need no descriptor, and
  * which no sandbox forbids. To load: rt_sigprocmask() with no valid `how` copies the new mask in, and then says EINVAL;
  * or it says EFAULT. To store: FUTEX_WAKE_OP or-s zero into a word, as an atomic store would, and wakes who waits for a
- * word of ours, where nobody does. Neither raises a signal.
+ * word of ours, where nobody does. Neither raises a signal. Of many pages that the kernel is to load from it is asked at
+ * once, by MADV_POPULATE_READ, whether it can reach all; mostly it can.
  *
  * A page that is missing is asked for (window_request_pages()), and never touched: the thread may block signals.
  * Nothing here allocates, takes a lock or needs the GIL; it may run in a signal handler.
@@ -21,6 +22,10 @@ static const size_t CALL_BYTES_MAX = 0x7ffff000; /* MAX_RW_COUNT in the kernel *
 
 static _Atomic pid_t process; /* whose pagers serve; not that of a vfork()'s child, which runs in the same memory */
 
+#ifndef MADV_POPULATE_READ
+enum { MADV_POPULATE_READ = 22 };
+#endif
+
 static bool can_load(uintptr_t address)
 {
     return !syscall(SYS_rt_sigprocmask, -1, address, NULL, KERNEL_SIGSET_BYTES) || errno != EFAULT;
@@ -33,6 +38,12 @@ static bool can_store(uintptr_t address)
     const unsigned operation = FUTEX_OP(FUTEX_OP_OR, 0, FUTEX_OP_CMP_EQ, -2048);
 
     return syscall(SYS_futex, &nobody_waits, FUTEX_WAKE_OP_PRIVATE, 1, 1, address, operation) >= 0 || errno != EFAULT;
+}
+
+/* Whether it can load from all of whole pages. False where it does not tell (before Linux 5.14). */
+static bool can_load_all(uintptr_t address, size_t length_bytes)
+{
+    return !madvise((void *)address, length_bytes, MADV_POPULATE_READ);
 }
 
 /* --- parts -------------------------------------------------------------------------------------------------------- */
@@ -120,12 +131,16 @@ static bool walk_window(struct walk *walk, struct window *window, uintptr_t addr
 static bool walk_memory(struct walk *walk, uintptr_t address, size_t length_bytes)
 {
     struct window *window = window_near(address) ? window_at(address) : NULL;
-    uintptr_t end = address + length_bytes;
+    uint64_t page_size = page_size_bytes();
+    uintptr_t end = address + length_bytes, page = address - address % page_size;
 
     if (!window)
         return true;
-    if (end > window->base + window->reach_pages * page_size_bytes())
-        end = window->base + window->reach_pages * page_size_bytes();
+    if (end > window->base + window->reach_pages * page_size)
+        end = window->base + window->reach_pages * page_size;
+    if (!walk->look->store && !walk->look->unseen && !walk->asked && end > page + page_size &&
+        can_load_all(page, end - page))
+        return true;
     return walk_window(walk, window, address, end);
 }
 

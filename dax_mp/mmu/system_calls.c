@@ -5,8 +5,8 @@
  *
  * *Calls that load from the buffer* (write). All pages of the buffer are looked at before the call, and the missing ones
  * mapped; so it is one call for the kernel, and as atomic as it is otherwise (O_APPEND, a position that processes share,
- * pipes). Where that would be much for a call that may take little (a large buffer to something that is no file), the
- * call is tried first: a pipe or a stream takes up to the missing page, and says how much.
+ * pipes). Where that would be much for a call that may take little (a large buffer to something that is no file), and
+ * where it matters to nobody (pwrite), the call is tried first: it takes what is before the missing page, and says so.
  *
  * *Calls that store into the buffer* (read) are tried first, since who knows how much comes: a buffer of 1 GiB gets no
  * blocks for 100 bytes. What the kernel does at a missing page depends on what it reads from (Linux 6.18):
@@ -94,10 +94,23 @@ static bool call_once(const struct transfer *call, const struct buffers *buffers
 
 /* --- calls that load from the buffer ------------------------------------------------------------------------------- */
 
+/* Whether it is of no consequence to others that the call is made in two: nobody else moves where it writes. */
+static bool can_be_parted(const struct transfer *call)
+{
+    int flags;
+
+    if (at_position(call) || (call->form == VECTOR_AT_FLAGS && call->flags))
+        return false;
+    flags = fcntl(call->fd, F_GETFL);
+    return flags >= 0 && !(flags & O_APPEND);
+}
+
 static size_t looked_before(const struct transfer *call, const struct buffers *buffers)
 {
     struct stat status;
 
+    if (can_be_parted(call))
+        return 0;
     if (buffers->length_bytes <= LOOKED_ANYWAY_BYTES)
         return buffers->length_bytes;
     return !fstat(call->fd, &status) && S_ISREG(status.st_mode) ? FILE_LOOKED_BYTES : 0;
