@@ -23,6 +23,7 @@ SOURCES = [
     "system_calls.c",
     "sockets.c",
     "stdio.c",
+    "memory_calls.c",
     "interpose.c",
     "fault.c",
     "guard.c",

@@ -263,8 +263,9 @@ class Mapping(MappingCursor):
         start: where a page begins; length: up to the mapping's end where it is None. access: mmap.PROT_READ,
         mmap.PROT_READ | mmap.PROT_WRITE, or 0 for neither. An access that it forbids, by whatever thread and means, is
         SIGSEGV, as with any memory: it goes to the program's own handler, or ends the process. It holds until it is
-        changed, the mapping shrinks or is closed; a fork's child has it too. What the pages hold stays. The program's
-        own mprotect(2) on the mapping's memory would not hold: the next fault undoes it.
+        changed, the mapping shrinks or is closed; a fork's child has it too. What the pages hold stays. The libc's
+        mprotect, called for the mapping's memory by C code or by ctypes, does the same; but for a process of
+        connect(system_calls=False), where the next fault undoes it.
 
             >>> file = session.open("protected", "w+"); file.truncate(8192)
             8192

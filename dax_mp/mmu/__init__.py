@@ -14,6 +14,7 @@
 | `io.c` | long reads and writes |
 | `interpose.c` | our functions in the place of the libc's, in a process that runs already |
 | `buffers.c`, `system_calls.c`, `sockets.c`, `stdio.c` | system calls whose buffers lie in windows |
+| `memory_calls.c` | mprotect of windows |
 | `wire.c`, `zmtp.c`, `thread.c` | the few msgpack messages of the pager channel; the ZeroMQ connection; threads |
 | `module.c`, `pager_type.c` | what Python sees |
 | `window_type.c`, `window_access.c`, `window_items.c`, `window_ranges.c` | its windows |

@@ -261,7 +261,7 @@ int window_request_pages(struct window *window, uint64_t pgoff, bool write, uint
         .as_write = write && !window->is_private,
     };
 
-    if (write && !window->writable)
+    if ((write && !window->writable) || !window_allows(window, pgoff - window->pgoff, write))
         return EFAULT;
     pager_serve(window->pager, &fault);
     *end_pgoff = fault.end_pgoff > pgoff ? fault.end_pgoff : pgoff + 1;

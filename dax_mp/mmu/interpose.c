@@ -365,6 +365,7 @@ static int find_names(void)
     add_all(libc, file_replacements);
     add_all(libc, socket_replacements);
     add_all(libc, stdio_replacements);
+    add_all(libc, memory_replacements);
     add(libc, "dlsym", dax_mp_dlsym);
     return 0;
 }

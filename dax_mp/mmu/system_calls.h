@@ -1,5 +1,5 @@
 /* System calls whose buffer lies in a window. What the files about them share: buffers.c, system_calls.c, sockets.c,
- * stdio.c, interpose.c. */
+ * stdio.c, memory_calls.c, interpose.c. */
 
 #ifndef DAX_MP_SYSTEM_CALLS_H
 #define DAX_MP_SYSTEM_CALLS_H
@@ -65,13 +65,13 @@ size_t waiting_in(int fd);
 
 /* --- the calls ---------------------------------------------------------------------------------------------------- */
 
-/* A libc function, and what takes its place. */
+/* A libc function, and what takes its place. A table of them ends with a NULL name. */
 struct replacement {
     const char *name;
     void (*function)(void);
 };
 
-extern const struct replacement file_replacements[], socket_replacements[], stdio_replacements[]; /* to a NULL name */
+extern const struct replacement file_replacements[], socket_replacements[], stdio_replacements[], memory_replacements[];
 
 /* --- interposition (interpose.c) ---------------------------------------------------------------------------------- */
 

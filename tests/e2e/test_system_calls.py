@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import errno
 import io
+import mmap
 import os
 import pickle
 import signal
@@ -32,7 +33,7 @@ LENGTH: Final = PAGES * PAGE - 100
 def libc(name: str, *args: int | bytes) -> int:
     """Calls the libc's function. It is looked up after the session has begun: what was before stays as it was."""
     function = getattr(ctypes.CDLL(None, use_errno=True), name)
-    function.restype = ctypes.c_ssize_t
+    function.restype = ctypes.c_int if name == "mprotect" else ctypes.c_ssize_t
     result: int = function(
         *(argument if isinstance(argument, bytes) else ctypes.c_void_p(argument) for argument in args)
     )
@@ -679,6 +680,38 @@ def test_holes_more_than_the_page_cache_has_room_for(session: dax_mp.Session, tm
                 near.close()
                 assert data.result() == (tmp_path / "other").read_bytes() == bytes(length - 3) + b"end"
     session.unlink("holes")
+
+
+@pytest.mark.parametrize("access", ["shared", "private"])
+def test_mprotect_of_the_program_holds_after_the_next_fault(
+    file: dax_mp.DaxFile, pipe: tuple[int, int], access: str
+) -> None:
+    reader, writer = pipe
+    mapping: Any = file.mmap(access=ACCESSES[access])
+    with memoryview(mapping) as view:
+        ours = view[2 * PAGE : 4 * PAGE]
+        assert not libc("mprotect", mapping.address + 2 * PAGE, PAGE, mmap.PROT_READ)
+        for _ in range(2):
+            os.write(writer, b"data")
+            assert error_of(os.readv, reader, [ours]) == errno.EFAULT
+            assert os.read(reader, 4) == b"data"
+            assert os.write(writer, ours[: PAGE // 2]) == PAGE // 2
+            assert os.read(reader, PAGE) == mapping[2 * PAGE : 2 * PAGE + PAGE // 2]
+            file.punch_hole(2 * PAGE, PAGE)  # unmapped: what comes now is a fault
+        assert libc("mprotect", mapping.address + 2 * PAGE, PAGE, 0) == 0
+        assert error_of(os.write, writer, ours) == errno.EFAULT
+        assert libc("mprotect", mapping.address + 2 * PAGE, PAGE, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+        os.write(writer, b"data")
+        assert os.readv(reader, [ours]) == 4
+        assert libc("mprotect", mapping.address + 1, PAGE, mmap.PROT_READ) == -1
+        assert ctypes.get_errno() == errno.EINVAL
+        ours.release()
+    assert mapping[2 * PAGE : 2 * PAGE + 5] == b"data\0"
+    memory = mmap.mmap(-1, PAGE)
+    assert libc("mprotect", ctypes.addressof(ctypes.c_char.from_buffer(memory)), PAGE, mmap.PROT_READ) == 0
+    os.write(writer, b"data")
+    assert error_of(os.readv, reader, [memory]) == errno.EFAULT
+    assert os.read(reader, 4) == b"data"
 
 
 # --- while others change the file ------------------------------------------------------------------------------------
