@@ -84,9 +84,10 @@ def serve(arguments: tuple[str, ...]) -> None:
 @json_option
 @endpoint_option
 def ls(names: tuple[str, ...], json_output: bool, endpoint: str | None) -> int:
-    """List files: size, what they take on the device, and how many processes have them mapped.
+    """List files, with their sizes and the number of processes that have them mapped.
 
-    A NAME may be a pattern ('*.log', quoted). Without any, all files are listed.
+    ALLOCATED is what a file takes on the device: its holes take nothing. A NAME may be a pattern ('*.log', quoted).
+    Without a NAME all files are listed.
     """
     exit_code = 0
     with dax_mp.connect(endpoint) as session:
@@ -109,7 +110,7 @@ def ls(names: tuple[str, ...], json_output: bool, endpoint: str | None) -> int:
 @json_option
 @endpoint_option
 def stat(name: str, json_output: bool, endpoint: str | None) -> None:
-    """Print what is known of a file, and who has it mapped."""
+    """Print the metadata of a file, and which processes have it mapped."""
     with dax_mp.connect(endpoint) as session:
         cli_show.show_file(session.stat(name), session.page_size, json_output)
 
@@ -119,7 +120,10 @@ def stat(name: str, json_output: bool, endpoint: str | None) -> None:
 @json_option
 @endpoint_option
 def maps(name: str, json_output: bool, endpoint: str | None) -> None:
-    """Print the rmap of a file: every process and VMA that has it mapped, and which pages."""
+    """Print the rmap of a file.
+
+    That is every process and VMA that has the file mapped, and which pages.
+    """
     with dax_mp.connect(endpoint) as session:
         cli_show.show_maps(session.maps(name), json_output)
 
@@ -128,7 +132,10 @@ def maps(name: str, json_output: bool, endpoint: str | None) -> None:
 @json_option
 @endpoint_option
 def df(json_output: bool, endpoint: str | None) -> None:
-    """Print how full the device is, who uses it, and what has happened on it."""
+    """Print how full the device is.
+
+    And how many sessions use it, and what has happened on it.
+    """
     with dax_mp.connect(endpoint) as session:
         cli_show.show_device(session.statfs(), json_output)
 
@@ -151,18 +158,22 @@ def demo(size: int | None) -> int:
 
 
 @commands.command()
-@click.option("--processes", type=click.IntRange(1, 256), default=8, show_default=True, help="How many processes.")
-@click.option("--seconds", type=click.FloatRange(0.1, 86400), default=10.0, show_default=True, help="For how long.")
-@click.option("--seed", type=int, help="Seed of the random choices. [default: a new one, which is printed]")
+@click.option("--processes", metavar="NUMBER", type=click.IntRange(1, 256), default=8, help="How many. [default: 8]")
 @click.option(
-    "--hole-policy", type=click.Choice(HOLE_POLICIES), default="zero", show_default=True, help="What holes read from."
+    "--seconds", metavar="SECONDS", type=click.FloatRange(0.1, 86400), default=10.0, help="How long. [default: 10]"
+)
+@click.option(
+    "--seed", metavar="NUMBER", type=int, help="Seed of the random choices. [default: a new one, which is printed]"
+)
+@click.option(
+    "--hole-policy", type=click.Choice(HOLE_POLICIES), default="zero", help="What holes are read from. [default: zero]"
 )
 @click.option("--no-kill", is_flag=True, help="Let every process live. [default: one is killed now and then]")
 @json_option
 def stress(processes: int, seconds: float, seed: int | None, hole_policy: str, no_kill: bool, json_output: bool) -> int:
-    """Let many processes use shared files at random, and check every byte that they see.
+    """Let many processes use shared files at random, and check what they see.
 
-    It serves a device of its own for that.
+    They do it on a device of their own. Every byte is checked.
     """
     from dax_mp.clients.stress import run_stress
 
@@ -175,10 +186,14 @@ def stress(processes: int, seconds: float, seed: int | None, hole_policy: str, n
 @commands.command()
 @click.argument("shell", metavar="|".join(SHELLS), type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print what makes a shell complete commands, options and names of files on the device.
+    """Print the script that lets a shell complete commands, options and names.
 
-    For bash: eval "$(dax-mp completion bash)" in ~/.bashrc; for zsh the same with zsh in ~/.zshrc; for fish:
-    dax-mp completion fish > ~/.config/fish/completions/dax-mp.fish
+    Names are those of files on the device.
+
+    \b
+    bash, in ~/.bashrc:  eval "$(dax-mp completion bash)"
+    zsh, in ~/.zshrc:    eval "$(dax-mp completion zsh)"
+    fish:                dax-mp completion fish > ~/.config/fish/completions/dax-mp.fish
     """
     from click.shell_completion import get_completion_class
 

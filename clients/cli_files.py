@@ -17,9 +17,10 @@ from dax_mp.clients.standard_streams import printable
 @name_argument(metavar="[NAME]", required=False)
 @endpoint_option
 def put(file: str, name: str | None, endpoint: str | None) -> None:
-    """Copy FILE (- for stdin) in.
+    """Copy FILE (- for stdin) to the device.
 
-    It is called NAME on the device, or as FILE is, and replaces a file that is called so. Its holes stay holes.
+    Its name there is NAME, by default the name that it has here. A file of that name is replaced when the copy is
+    complete. Holes stay holes.
     """
     if name is None and file == cli_copy.STREAM:
         raise click.UsageError("stdin has no name: give one (put - NAME)")
@@ -35,10 +36,10 @@ def put(file: str, name: str | None, endpoint: str | None) -> None:
 @click.argument("file", metavar="[FILE]", type=click.Path(), required=False)
 @endpoint_option
 def get(name: str, file: str | None, endpoint: str | None) -> None:
-    """Copy NAME out.
+    """Copy a file from the device to FILE (- for stdout).
 
-    It goes to FILE (- for stdout), into the directory FILE, or to a file that is called as it is. A regular file is
-    replaced at once when the copy is complete, and keeps its mode; a pipe or a device is written to. Holes stay holes.
+    FILE may be a directory; by default it is a file NAME in the current one. A regular file is replaced when the copy
+    is complete, and keeps its mode; a pipe or a device is written to. Holes stay holes.
     """
     if file is None:
         file = name if name != cli_copy.STREAM else os.path.join(os.curdir, name)
@@ -50,7 +51,7 @@ def get(name: str, file: str | None, endpoint: str | None) -> None:
 @name_argument("names", "NAME...", nargs=-1, required=True)
 @endpoint_option
 def cat(names: tuple[str, ...], endpoint: str | None) -> int:
-    """Print files, one after the other.
+    """Print the contents of files, one after the other.
 
     A NAME may be a pattern ('*.log', quoted).
     """
@@ -74,12 +75,12 @@ def cp(source: str, target: str, endpoint: str | None) -> None:
 @click.command()
 @name_argument("old", "OLD")
 @name_argument("new", "NEW")
-@click.option("-n", "--no-clobber", is_flag=True, help="Fail where there is a file NEW.")
+@click.option("-n", "--no-clobber", is_flag=True, help="Fail if there is a file NEW.")
 @endpoint_option
 def mv(old: str, new: str, no_clobber: bool, endpoint: str | None) -> None:
     """Rename a file on the device.
 
-    A file that is called NEW is replaced; whoever has it mapped keeps it.
+    A file that has the name NEW is replaced; it lives on where it is mapped.
     """
     with dax_mp.connect(endpoint) as session:
         session.rename(old, new, replace=not no_clobber)
@@ -105,7 +106,7 @@ def rm(names: tuple[str, ...], force: bool, endpoint: str | None) -> int:
 @click.option("-c", "--no-create", is_flag=True, help="Make no file.")
 @endpoint_option
 def touch(names: tuple[str, ...], no_create: bool, endpoint: str | None) -> int:
-    """Make files that are not there, empty."""
+    """Make empty files, where there are none of these names."""
     with dax_mp.connect(endpoint) as session:
 
         def touch_one(name: str) -> None:
@@ -122,7 +123,7 @@ def touch(names: tuple[str, ...], no_create: bool, endpoint: str | None) -> int:
 def truncate(name: str, size: int, create: bool, endpoint: str | None) -> None:
     """Set the size of a file.
 
-    What is past it goes, also where it is mapped; what is added is a hole.
+    A file that shrinks loses what is past its end, also where it is mapped. A file that grows gets a hole.
     """
     with dax_mp.connect(endpoint) as session, session.open(name, "a" if create else "r+") as file:
         file.truncate(size)
@@ -132,11 +133,11 @@ def truncate(name: str, size: int, create: bool, endpoint: str | None) -> None:
 @name_argument()
 @click.argument("offset", metavar="OFFSET", callback=as_size)
 @click.argument("length", metavar="LENGTH", callback=as_size)
-@click.option("-p", "--punch-hole", is_flag=True, help="Free the range: it reads as zero.")
-@click.option("-z", "--zero-range", is_flag=True, help="Zero the range, and give it blocks.")
+@click.option("-p", "--punch-hole", is_flag=True, help="Free the range, which then reads as zero.")
+@click.option("-z", "--zero-range", is_flag=True, help="Make the range zero, with blocks.")
 @click.option("-c", "--collapse-range", is_flag=True, help="Take the range out: what follows moves down.")
 @click.option("-i", "--insert-range", is_flag=True, help="Put a hole in: what was there moves up.")
-@click.option("-n", "--keep-size", is_flag=True, help="Leave the size as it is where the range is past the end.")
+@click.option("-n", "--keep-size", is_flag=True, help="Keep the size of the file, also if the range is past its end.")
 @click.option("--create", is_flag=True, help="Make the file if it is not there.")
 @endpoint_option
 def fallocate(
@@ -151,9 +152,10 @@ def fallocate(
     create: bool,
     endpoint: str | None,
 ) -> None:
-    """Give blocks to LENGTH bytes of a file from OFFSET on, or what an option says.
+    """Allocate space for a range of a file, or free it.
 
-    Ranges that are taken out or put in begin and end with pages.
+    The range is LENGTH bytes from OFFSET on. Without an option it gets blocks, which read as zero, so that no later
+    store finds the device full. A range that is taken out or put in has to begin and end with a page.
     """
     operations = {"punch": punch_hole, "zero": zero_range, "collapse": collapse_range, "insert": insert_range}
     chosen = [operation for operation, given in operations.items() if given]
@@ -180,9 +182,9 @@ def fallocate(
 @click.argument("length", metavar="LENGTH", callback=as_size)
 @endpoint_option
 def punch(name: str, offset: int, length: int, endpoint: str | None) -> None:
-    """Make a hole in a file.
+    """Make a hole in a file (fallocate --punch-hole).
 
-    LENGTH bytes from OFFSET on read as zero, and whole pages give their blocks back: fallocate --punch-hole.
+    LENGTH bytes from OFFSET on then read as zero, and the blocks of whole pages are free.
     """
     with dax_mp.connect(endpoint) as session, session.open(name, "r+") as file:
         file.punch_hole(offset, length)
@@ -203,7 +205,7 @@ def xattr() -> None:
 def xattr_get(name: str, attribute: str, endpoint: str | None) -> None:
     """Print the value of an attribute.
 
-    It is printed as it is, without a newline; on a terminal, with its control characters escaped, and a newline.
+    It is printed as it is; on a terminal its control characters are escaped, and a newline follows.
     """
     with dax_mp.connect(endpoint) as session, session.open(name) as file:
         value = file.getxattr(attribute)
@@ -219,7 +221,7 @@ def xattr_get(name: str, attribute: str, endpoint: str | None) -> None:
 @click.argument("value", metavar="VALUE")
 @endpoint_option
 def xattr_set(name: str, attribute: str, value: str, endpoint: str | None) -> None:
-    """Give an attribute a value."""
+    """Set the value of an attribute."""
     with dax_mp.connect(endpoint) as session, session.open(name, "r+") as file:
         file.setxattr(attribute, os.fsencode(value))
 
@@ -241,6 +243,6 @@ def xattr_list(name: str, json_output: bool, endpoint: str | None) -> None:
 @click.argument("attribute", metavar="ATTRIBUTE")
 @endpoint_option
 def xattr_remove(name: str, attribute: str, endpoint: str | None) -> None:
-    """Take an attribute away."""
+    """Remove an attribute."""
     with dax_mp.connect(endpoint) as session, session.open(name, "r+") as file:
         file.removexattr(attribute)

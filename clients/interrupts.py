@@ -2,30 +2,27 @@
 
 Before and after that there is nothing to undo, and an exception would be a traceback: the process ends at once. Where a
 shell has the process ignore SIGINT (a job in the background), it stays ignored.
+
+`_signal` is what `signal` is made of, and is there without any import that takes time.
 """
 
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
-from typing import TYPE_CHECKING, Final, NoReturn
 
-if TYPE_CHECKING:
-    from types import FrameType
-
-EXIT_INTERRUPTED: Final = 130
+EXIT_INTERRUPTED = 130
 """128 + SIGINT, as a shell says it."""
 
 
 def end_on_interrupt() -> None:
     """From here on Ctrl-C ends the process."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _end)
+    _set_handler(lambda _number, _frame: os._exit(EXIT_INTERRUPTED))
 
 
 def raise_on_interrupt() -> None:
     """From here on Ctrl-C raises KeyboardInterrupt."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _set_handler(_signal.default_int_handler)
 
 
-def _end(_number: int, _frame: "FrameType | None") -> NoReturn:
-    os._exit(EXIT_INTERRUPTED)
+def _set_handler(handler: object) -> None:
+    if _signal.getsignal(_signal.SIGINT) != _signal.SIG_IGN:
+        _signal.signal(_signal.SIGINT, handler)

@@ -33,6 +33,7 @@ from dax_mp.clients.session import Session, connect
 from dax_mp.clients.status import DeviceStat
 from dax_mp.clients.stress_cells import WORD_BYTES, Geometry, Value
 from dax_mp.clients.stress_ledger import Ledger, Reader, Violation
+from dax_mp.clients.stress_progress import Show, shown_progress
 from dax_mp.clients.stress_worker import EXPECTED_ERRORS, OPERATIONS, RECORD_FIELDS, describe, longest
 from dax_mp.sizes import format_size
 
@@ -65,17 +66,26 @@ class Failure(Exception):
 class Stress:
     """One run against the coordinator of `endpoint`.
 
-    grace_s: how long an operation may take before its worker counts as hung. kill: kill workers now and then.
+    grace_s: how long an operation may take before its worker counts as hung. kill: kill workers now and then. show:
+    called about ten times a second.
     """
 
     def __init__(
-        self, endpoint: str, processes: int, seconds: float, seed: int, kill: bool = True, grace_s: float = GRACE_S
+        self,
+        endpoint: str,
+        processes: int,
+        seconds: float,
+        seed: int,
+        kill: bool = True,
+        grace_s: float = GRACE_S,
+        show: Show = lambda elapsed_s, operations, killed: None,
     ) -> None:
         self._endpoint = endpoint
         self._seconds = seconds
         self._seed = seed
         self._kill = kill
         self._grace_s = grace_s
+        self._show = show
         self._random = random.Random(seed)
         self._prefix = f"stress-{os.getpid()}-{secrets.token_hex(4)}-"
         page_size = os.sysconf("SC_PAGESIZE")
@@ -156,6 +166,16 @@ class Stress:
             if time.monotonic() >= next_ballast_s:
                 self._shift_ballast(session)
                 next_ballast_s = self._soon(BALLAST_INTERVAL_S)
+            elapsed_s = self._seconds - (self._deadline_ns - time.monotonic_ns()) / 1e9
+            self._show(elapsed_s, sum(self._totals()[name] for name in OPERATIONS), self.killed)
+
+    def _totals(self) -> dict[str, int]:
+        """What the workers count, of all of them."""
+        return {
+            name: sum(record[index] for record in self._ledger.records)
+            for index, name in enumerate(RECORD_FIELDS)
+            if name in OPERATIONS or name in EXPECTED_ERRORS
+        }
 
     def _soon(self, interval_s: tuple[float, float]) -> float:
         return time.monotonic() + self._random.uniform(*interval_s)
@@ -283,11 +303,7 @@ class Stress:
             )
 
     def _summary(self, before: DeviceStat, after: DeviceStat) -> dict[str, Any]:
-        totals = {
-            name: sum(record[index] for record in self._ledger.records)
-            for index, name in enumerate(RECORD_FIELDS)
-            if name in OPERATIONS or name in EXPECTED_ERRORS
-        }
+        totals = self._totals()
         operations = sum(totals[name] for name in OPERATIONS)
         events = {name: after.counters[name] - before.counters[name] for name in _COUNTERS}
         longest_operation, longest_s = longest(self._ledger.records)
@@ -338,7 +354,9 @@ def run_stress(
         if not json_output:
             _print_head(console, head)
         try:
-            result: dict[str, Any] = {"verdict": "coherent", **Stress(endpoint, processes, seconds, seed, kill).run()}
+            with shown_progress(seconds) as show:
+                run = Stress(endpoint, processes, seconds, seed, kill, show=show)
+                result: dict[str, Any] = {"verdict": "coherent", **run.run()}
         except Failure as failure:
             result = {"verdict": "failed", **failure.evidence}
         except OSError as error:

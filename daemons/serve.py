@@ -8,7 +8,7 @@ import argparse
 import errno
 import os
 import sys
-from typing import Final
+from typing import Any, Final
 
 from dax_mp.daemons.daemonize import daemonize
 from dax_mp.daemons.signals import Stopped, StopSignals
@@ -70,46 +70,81 @@ def _options() -> argparse.Namespace:
     return options
 
 
+class _Help(argparse.HelpFormatter):
+    """Help that looks as that of the other commands, which click makes."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=80)
+
+    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, "Usage: ")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="dax-mp serve", description="Serve a PMem device to the processes of one user."
+        prog="dax-mp serve",
+        usage="dax-mp serve [OPTIONS]",
+        description="  Serve a PMem device to the processes of one user, until SIGTERM or Ctrl-C.",
+        formatter_class=_Help,
+        add_help=False,
     )
-    parser.add_argument("--size", type=_size, default="1GiB", help="of the PMem region (1GiB)")
-    parser.add_argument(
-        "--hole-policy", choices=["zero", "page-cache"], default="zero", help="what holes are read from (zero)"
+    options = parser.add_argument_group("Options")
+    options.add_argument("--size", type=_size, default="1GiB", help="Size of the PMem region. [default: 1GiB]")
+    options.add_argument(
+        "--hole-policy",
+        choices=["zero", "page-cache"],
+        default="zero",
+        help="What holes are read from. [default: zero]",
     )
-    parser.add_argument("--page-cache-size", type=_size, help="of the DRAM region (an eighth of --size)")
-    parser.add_argument("--endpoint", metavar="DIR", help="where to serve ($DAX_MP_ENDPOINT, else the user's own)")
-    parser.add_argument("--no-reserve", action="store_true", help="take the regions' memory only as it is used")
-    parser.add_argument(
+    options.add_argument(
+        "--page-cache-size",
+        type=_size,
+        metavar="SIZE",
+        help="Size of the page cache, for its hole policy. [default: an eighth of --size]",
+    )
+    options.add_argument(
+        "--endpoint",
+        metavar="DIR",
+        help="Directory where to serve. [default: $DAX_MP_ENDPOINT, else the user's own]",
+    )
+    options.add_argument("--no-reserve", action="store_true", help="Take memory only as it is used.")
+    options.add_argument("--daemonize", action="store_true", help="Return when it serves, and let it serve behind us.")
+    options.add_argument(
         "--ack-timeout",
         type=_seconds,
         default=5.0,
         metavar="SECONDS",
-        help="until a process that does not let go of pages is evicted (5)",
+        help="Evict a process that does not let go of pages after that time. [default: 5]",
     )
-    parser.add_argument("--exit-with", type=int, metavar="PID", help="end when that process, our parent, has ended")
-    parser.add_argument(
-        "--ready-fd", type=int, metavar="FD", help="write a line of JSON there when serving, or why not"
+    options.add_argument(
+        "--log", metavar="FILE", help="Write what happens, a line each; SIGHUP opens FILE again. [default: -, stderr]"
     )
-    parser.add_argument(
+    options.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        help="What is worth a line. [default: info; warning where it goes to stderr]",
+    )
+    options.add_argument("--log-json", action="store_true", help="Write lines of JSON.")
+    _add_options_for_programs(options)
+    options.add_argument("-h", "--help", action="help", help="Show this message and exit.")
+    return parser
+
+
+def _add_options_for_programs(options: "argparse._ArgumentGroup") -> None:
+    """What a launcher, a test or a debugger gives."""
+    options.add_argument("--exit-with", type=int, metavar="PID", help="End when that process, our parent, has ended.")
+    options.add_argument(
+        "--ready-fd", type=int, metavar="FD", help="Write a line of JSON there when serving, or why not."
+    )
+    options.add_argument(
         "--delay",
         type=_delay,
         action="append",
         default=[],
         metavar="STEP=SECONDS",
-        help=f"let every operation wait so long at this step, to debug what may happen there: {', '.join(STEPS)}",
+        help=f"Let every operation wait so long at this step, to see what happens then: {', '.join(STEPS)}.",
     )
-    parser.add_argument(
-        "--log", metavar="FILE", help="what happens, a line each; - is stderr (the default); opened again on SIGHUP"
-    )
-    parser.add_argument(
-        "--log-level", choices=["debug", "info", "warning", "error"], help="(info; warning where it goes to stderr)"
-    )
-    parser.add_argument("--log-json", action="store_true", help="lines of JSON")
-    parser.add_argument("--daemonize", action="store_true", help="return when it serves, and let it serve behind us")
-    parser.add_argument("--debug", action="store_true", help="check every invariant after every event (slow)")
-    return parser
+    options.add_argument("--debug", action="store_true", help="Check every invariant after every event (slow).")
 
 
 def _size(text: str) -> int:

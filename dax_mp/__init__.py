@@ -20,7 +20,9 @@ import importlib
 import os
 import sys
 from os import SEEK_DATA, SEEK_HOLE
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False
+"""True for type checkers, which know the name. typing's takes long to import, and Ctrl-C is a traceback until then."""
 
 if TYPE_CHECKING:
     from dax_mp import errors
@@ -129,7 +131,7 @@ if os.path.exists(os.path.join(os.path.dirname(__file__), "mmu", "mmu.h")):  # t
 
 if not TYPE_CHECKING:  # a type checker would let any name pass
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name):
         if name == "errors":
             return importlib.import_module("dax_mp.errors")
         if name not in _MODULES:

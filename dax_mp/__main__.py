@@ -3,13 +3,11 @@
 Ctrl-C ends it with 130 also while its modules are imported, when there is nothing to undo yet.
 """
 
-from typing import NoReturn
+from dax_mp.clients.interrupts import end_on_interrupt, raise_on_interrupt
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line, and end the process."""
-    from dax_mp.clients.interrupts import end_on_interrupt, raise_on_interrupt
-
     end_on_interrupt()
     from dax_mp.clients import cli
 

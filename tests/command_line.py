@@ -1,10 +1,17 @@
 """The command line as tests run it: real processes, at one endpoint."""
 
+import os
+import pty
+import select
 import shlex
 import subprocess
 import sys
+import termios
 from typing import Any, Final
 
+import dax_mp
+from coordinator_process import wait_until
+from dax_mp.clients import cli_copy
 from dax_mp.clients.launch import module_environment
 
 TIMEOUT_S: Final = 60
@@ -19,7 +26,7 @@ class CommandLine:
     def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-P", "-m", "dax_mp", *arguments]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self.environment, **{**streams, **options})
+        return subprocess.Popen(command, **{"env": self.environment, **streams, **options})
 
     def run(self, *arguments: str, data: bytes | None = None) -> tuple[int, bytes, str]:
         """(exit code, stdout, stderr)."""
@@ -54,3 +61,37 @@ class CommandLine:
             check=False,
         )
         return done.returncode, done.stdout, done.stderr.decode()
+
+    def on_a_terminal(self, *arguments: str, columns: int = 80) -> tuple[int, str]:
+        """(exit code, what is shown)."""
+        controller, terminal = pty.openpty()
+        environment = {**self.environment, "TERM": "xterm"}
+        environment.pop("COLUMNS")
+        termios.tcsetwinsize(terminal, (24, columns))
+        try:
+            with self.start(*arguments, stdout=terminal, stderr=terminal, env=environment) as process:
+                os.close(terminal)
+                shown = read_terminal(controller)
+        finally:
+            os.close(controller)
+        return process.returncode, shown.decode().replace("\r\n", "\n")
+
+
+def read_terminal(controller: int) -> bytes:
+    """All that is shown until the last process lets go of the terminal."""
+    shown = b""
+    while True:
+        assert select.select([controller], [], [], TIMEOUT_S)[0]
+        try:
+            shown += os.read(controller, 65536)
+        except OSError:  # EIO: nobody has it any more
+            return shown
+
+
+def begin(process: "subprocess.Popen[bytes]", session: dax_mp.Session) -> None:
+    """Let a put of its stdin take some data, and then wait for more."""
+    assert process.stdin is not None
+    before_pages = session.statfs().pages_free
+    process.stdin.write(bytes(cli_copy.PIECE_BYTES))
+    process.stdin.flush()
+    wait_until(lambda: session.statfs().pages_free < before_pages)

@@ -11,9 +11,8 @@ from typing import Final
 import pytest
 
 import dax_mp
-from command_line import TIMEOUT_S, CommandLine
-from coordinator_process import wait_until
-from dax_mp.clients import cli, cli_copy
+from command_line import TIMEOUT_S, CommandLine, begin
+from dax_mp.clients import cli
 from script_process import Script
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
@@ -146,15 +145,6 @@ def test_no_coordinator(endpoint: str) -> None:
 
 def test_a_name_that_is_not_text(command: CommandLine) -> None:
     assert "utf-8" in command.fail("stat", os.fsdecode(b"\xff"))
-
-
-def begin(process: "subprocess.Popen[bytes]", session: dax_mp.Session) -> None:
-    """Let a put of its stdin take some data, and then wait for more."""
-    assert process.stdin is not None
-    before_pages = session.statfs().pages_free
-    process.stdin.write(bytes(cli_copy.PIECE_BYTES))
-    process.stdin.flush()
-    wait_until(lambda: session.statfs().pages_free < before_pages)
 
 
 def test_a_coordinator_that_ends_meanwhile(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 import fcntl
 import os
-import pty
 import random
-import select
 import socket
 from pathlib import Path
 from typing import Final
@@ -12,7 +10,7 @@ from typing import Final
 import pytest
 
 import dax_mp
-from command_line import TIMEOUT_S, CommandLine
+from command_line import CommandLine
 from dax_mp.clients import cli_copy
 
 PAGE: Final = os.sysconf("SC_PAGESIZE")
@@ -128,28 +126,11 @@ def test_a_long_copy_shows_its_progress_on_a_terminal(
     with open(tmp_path / "long", "wb") as stream:
         stream.write(b"x" * (16 << 20))
         stream.truncate(cli_copy.LONG_BYTES)
-    controller, terminal = pty.openpty()
-    try:
-        with command.start("put", str(tmp_path / "long"), stderr=terminal) as process:
-            os.close(terminal)
-            shown = read_terminal(controller)
-    finally:
-        os.close(controller)
-    assert process.returncode == 0
-    assert b"put" in shown
-    assert b"64" in shown
+    code, shown = command.on_a_terminal("put", str(tmp_path / "long"))
+    assert code == 0
+    assert "put" in shown
+    assert "64" in shown
     assert command.run("put", str(tmp_path / "long"))[2] == ""
-
-
-def read_terminal(controller: int) -> bytes:
-    """All that is shown until the last process lets go of the terminal."""
-    shown = b""
-    while True:
-        assert select.select([controller], [], [], TIMEOUT_S)[0]
-        try:
-            shown += os.read(controller, 65536)
-        except OSError:  # EIO: nobody has it any more
-            return shown
 
 
 # --- a target that is no regular file, or that others have open ------------------------------------------------------

@@ -1,16 +1,20 @@
 """The command line's streams, signals and terminal: closed, full, narrow, interrupted; never a traceback."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
+import click
 import pytest
 
 import dax_mp
-from command_line import TIMEOUT_S, CommandLine
+from command_line import TIMEOUT_S, CommandLine, begin
+from dax_mp.clients import cli
 
 
 @pytest.fixture
@@ -71,8 +75,7 @@ def test_ctrl_c_in_a_copy_that_waits_leaves_nothing(
         file.write(bytes(1 << 20))
     if name == "put":
         with command.start("put", "-", "other", stdin=subprocess.PIPE) as process:
-            while session.listdir() == ["file"] and session.statfs().files == 1:
-                pass  # it has begun
+            begin(process, session)
             interrupt(process)
     elif name == "get":
         os.mkfifo(tmp_path / "fifo")
@@ -108,3 +111,165 @@ def test_ctrl_c_ends_a_command_whose_coordinator_is_stopped(endpoint: str, argum
             os.kill(daemon.pid, signal.SIGCONT)
         with dax_mp.connect(endpoint) as session:
             assert session.listdir() == ["file"]
+
+
+@pytest.mark.parametrize("imports", range(1, 140, 23))
+def test_ctrl_c_while_the_command_is_imported(command: CommandLine, imports: int) -> None:
+    """Python says what it imports; SIGINT comes after so many modules. From there on it is 130, or done."""
+    arguments = [sys.executable, "-P", "-X", "importtime", "-m", "dax_mp", "stat", "file"]
+    with subprocess.Popen(
+        arguments, env=command.environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        while b"| dax_mp.clients.interrupts" not in (line := process.stderr.readline()):
+            assert line
+        for _ in range(imports):
+            process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode in (0, 130)
+    assert b"Traceback" not in rest
+
+
+def test_ctrl_c_ends_stress_and_all_its_processes(command: CommandLine) -> None:
+    with command.start("stress", "--seconds", "600", "--processes", "2") as process:
+        assert process.stdout is not None
+        assert b"2 processes" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT_S)  # the end of stdout: no process has it any more
+    assert (process.returncode, errors.strip()) == (130, b"")
+
+
+# --- the coordinator's end --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["put", "get", "cat"])
+def test_a_coordinator_that_is_killed_in_a_copy_is_one_line(tmp_path: Path, name: str) -> None:
+    """The copy waits for the test in the middle of it."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with dax_mp.launch("16MiB") as daemon, dax_mp.connect(daemon.endpoint) as session:
+        command = CommandLine(daemon.endpoint)
+        with session.open("file", "w") as file:
+            file.write(bytes(12 << 20))
+        arguments = {"put": ["put", str(fifo), "other"], "get": ["get", "file", str(fifo)], "cat": ["cat", "file"]}[
+            name
+        ]
+        with command.start(*arguments, stdout=subprocess.PIPE) as process:
+            if name == "cat":
+                assert process.stdout is not None
+                os.read(process.stdout.fileno(), 1)
+                os.kill(daemon.pid, signal.SIGKILL)
+            else:
+                with open(fifo, "wb" if name == "put" else "rb", buffering=0) as stream:
+                    _ = stream.write(b"x") if name == "put" else stream.read(1)
+                    os.kill(daemon.pid, signal.SIGKILL)
+                    if name == "get":
+                        stream.read()
+            _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1
+    assert errors.startswith(b"dax-mp: ")
+    assert b"has ended" in errors
+    assert errors.count(b"\n") == 1
+
+
+# --- terminals --------------------------------------------------------------------------------------------------------
+
+
+def test_a_narrow_terminal_shows_all(command: CommandLine, session: dax_mp.Session) -> None:
+    names = ["n" * 90, "ä" * 50, "漢字" * 20]
+    for name in names:
+        session.open(name, "x").close()
+    for arguments in (["ls"], ["stat", names[0]], ["maps", "file"], ["df"], ["ls", "--help"]):
+        code, shown = command.on_a_terminal(*arguments, columns=40)
+        assert code == 0
+        if arguments[0] in ("ls", "stat"):  # the others have columns that give way no more
+            assert max(map(len, shown.splitlines())) <= 40
+    _, shown = command.on_a_terminal("ls", columns=40)
+    assert [shown.count(letter) for letter in "nä漢字"] == [90, 50, 20, 20]
+
+
+def test_no_color_and_other_locales(command: CommandLine, session: dax_mp.Session) -> None:
+    session.open("ä", "x").close()
+    assert "ä" in command.succeed("ls").decode()
+    for name, value in (("LC_ALL", "C"), ("LC_ALL", "POSIX"), ("PYTHONIOENCODING", "ascii"), ("NO_COLOR", "1")):
+        command.environment[name] = value
+        assert command.succeed("ls").decode().splitlines()[0].split()[0] == "NAME"
+        assert [entry["name"] for entry in json.loads(command.succeed("ls", "--json"))] == ["file", "ä"]
+        assert command.fail("stat", "ö").rstrip("\n").isprintable()
+        _, shown = command.on_a_terminal("ls")
+        assert "\x1b" not in shown
+
+
+def test_stress_shows_its_progress_on_a_terminal_alone(command: CommandLine) -> None:
+    code, shown = command.on_a_terminal("stress", "--seconds", "1", "--processes", "2")
+    assert code == 0
+    assert re.search(r"/1 s [\d,]+ operations, \d+ killed", shown)
+    assert "coherent" in shown
+    code, output, errors = command.run("stress", "--seconds", "0.5", "--processes", "2")
+    assert (code, errors) == (0, "")
+    assert b"/0.5 s" not in output
+
+
+# --- completion -------------------------------------------------------------------------------------------------------
+
+
+def completions(command: CommandLine, *words: str) -> list[str]:
+    """What the shell is offered for the last word."""
+    variables = {"_DAX_MP_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    with command.start(env={**command.environment, **variables}) as process:
+        output, errors = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, errors) == (0, b"")
+    return [line.partition(",")[2] for line in output.decode().splitlines() if line.startswith("plain,")]
+
+
+def test_completion_of_commands_and_names(command: CommandLine, session: dax_mp.Session) -> None:
+    for name in ("first", "five words", "new\nline", "other"):
+        session.open(name, "x").close()
+    assert completions(command, "dax-mp", "tr") == ["truncate"]
+    assert completions(command, "dax-mp", "xattr", "") == ["get", "list", "remove", "set"]
+    assert completions(command, "dax-mp", "ls", "--j") == ["--json"]
+    for words in (["rm"], ["rm", "other"], ["get"], ["mv", "other"], ["cp"], ["xattr", "get"], ["stat", "--json"]):
+        assert completions(command, "dax-mp", *words, "fi") == ["file", "first", "five words"]
+    assert completions(command, "dax-mp", "rm", "--endpoint", "/nothing", "fi") == []
+
+
+def test_completion_of_a_coordinator_that_is_stopped_gives_up(tmp_path: Path) -> None:
+    with dax_mp.launch("4MiB") as daemon:
+        os.kill(daemon.pid, signal.SIGSTOP)
+        try:
+            assert completions(CommandLine(daemon.endpoint), "dax-mp", "rm", "fi") == []
+        finally:
+            os.kill(daemon.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(command: CommandLine, shell: str) -> None:
+    script = command.succeed("completion", shell).decode()
+    assert "_DAX_MP_COMPLETE" in script
+    if shell == "bash":
+        line = 'eval "$(dax-mp completion bash)"; complete -p dax-mp'
+        assert b"-F _dax_mp_completion" in command.shell(line)[1]
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_one_style_of_help(command: CommandLine) -> None:
+    """Usage, a sentence that says what it does, more sentences, options that are explained by sentences."""
+    for name in ("put", "xattr set", "serve"):
+        text = command.succeed(*name.split(), "--help").decode()
+        assert text.startswith(f"Usage: dax-mp {name} [OPTIONS]")
+        assert "\nOptions:\n" in text
+        assert re.search(r"-h, --help +Show this message and exit\.\n", text)
+    for name, entry in cli.commands.commands.items():
+        first = (entry.help or "").splitlines()[0]
+        assert re.fullmatch(r"[A-Z].*\.", first), name
+        for parameter in entry.params:
+            if isinstance(parameter, click.Option):
+                assert re.fullmatch(r"[A-Z].*[.\]]", parameter.help or ""), (name, parameter.name)
+
+
+def test_every_command_is_in_a_section_of_the_help() -> None:
+    listed = [name for names in cli.SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(cli.commands.commands)
