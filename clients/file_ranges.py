@@ -72,10 +72,11 @@ class FileRanges(io.RawIOBase):
         return writev(handle, buffers, offset_bytes, False) - offset_bytes
 
     def copy_range(self, offset: int, target: "FileRanges", target_offset: int, length: int) -> int:
-        """Copy `length` bytes of this file into `target`, at most to this file's end. Returns how many.
+        """Copy `length` bytes of this file into `target`. Returns how many: fewer at its end, or on a full device.
 
         Up to IO_CHUNK_BYTES_MAX are copied at once; more in turns. A hole over a hole stays one. Raises OSError: EXDEV
-        for a file of another session, EINVAL where the ranges overlap in one file, ENOSPC, EFBIG.
+        for a file of another session, EINVAL where the ranges overlap in one file, EFBIG; ENOSPC where nothing at all
+        could be copied, and then nothing is changed.
         """
         source, destination = self._open_for_reading(), target._open_for_writing()
         if source.session is not destination.session:
@@ -87,9 +88,14 @@ class FileRanges(io.RawIOBase):
         done_bytes = 0
         while done_bytes < length_bytes:
             chunk_bytes = min(length_bytes - done_bytes, IO_CHUNK_BYTES_MAX)
-            copied_bytes = source.copy_range(
-                offset_bytes + done_bytes, destination, target_offset_bytes + done_bytes, chunk_bytes
-            )
+            try:
+                copied_bytes = source.copy_range(
+                    offset_bytes + done_bytes, destination, target_offset_bytes + done_bytes, chunk_bytes
+                )
+            except OSError as error:
+                if done_bytes and error.errno == errno.ENOSPC:
+                    break
+                raise
             done_bytes += copied_bytes
             if copied_bytes < chunk_bytes:
                 break

@@ -233,7 +233,10 @@ class Statfs(NamedTuple):
 
 @schema.register(52, schema.U32, schema.UINT, schema.UINT, schema.UINT, schema.UINT, IO_CHUNK_BYTES_MAX)
 class CopyRange(NamedTuple):
-    """As copy_file_range(2). Reply: the bytes copied, fewer at the source's end. EBADF, EINVAL, ENOSPC."""
+    """As copy_file_range(2). Reply: the bytes copied, fewer at the source's end or on a full device.
+
+    EBADF, EINVAL, ENOSPC.
+    """
 
     request_id: int
     source_handle: int

@@ -5,6 +5,7 @@ Two clients have the file mapped and store past its end as well: what lies there
 
 import errno
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -45,6 +46,49 @@ OPERATIONS = (
     *("write", "append", "truncate", "allocate", "allocate+", "punch", "zero", "zero+", "collapse", "insert"),
     *("store", "load", "copy", "direct", "direct-part", "direct-append", "pollute"),
 )
+
+
+@pytest.mark.parametrize("frames", range(8, 16))
+@pytest.mark.parametrize("shift_bytes", [0, 5])
+def test_a_copy_that_meets_a_full_device_reports_what_was_copied_and_leaves_no_other_block(
+    frames: int, shift_bytes: int
+) -> None:
+    """The source has pages 0 to 2 and 4 to 6: a piece alone may fit, and stayed in the target, past its end too."""
+    world = make_world("zero", frames)
+    for first in (0, 4):
+        world.call(0, Write(0, 1, first * P, 0, bytes(range(1, 49)) * (3 * P // 48)))
+    target = world.open(0, "target")
+    world.call(0, Truncate(0, target, 3))
+    request = CopyRange(0, 1, 0, target, 2 * P + shift_bytes, 7 * P)
+    free_before = world.coordinator.fs.device.frames.free_pages
+    copied = 0
+    with suppress(OSError):
+        copied = world.call(0, request)
+    status = world.call(0, Fstat(0, target))
+    assert status["size_bytes"] == (2 * P + shift_bytes + copied if copied else 3)
+    source = world.call(0, Read(0, 1, 0, copied))
+    assert world.call(0, Read(0, target, 2 * P + shift_bytes, 8 * P)) == source
+    last = (2 * P + shift_bytes + copied - 1) // P
+    flat = world.call(0, Extents(0, target, 0))
+    assert all(pgoff + length - 1 <= last for pgoff, length in zip(flat[::3], flat[1::3], strict=True))
+    assert status["blocks"] == free_before - world.coordinator.fs.device.frames.free_pages
+    full = 6 if not shift_bytes else 8
+    assert copied == 7 * P or status["blocks"] == free_before < full
+    world.check()
+
+
+def test_zero_range_that_meets_a_full_device_changes_nothing() -> None:
+    world = make_world("zero", 8)
+    content = bytes(range(1, 49)) * (4 * P // 48)
+    world.call(0, Write(0, 1, 0, 0, content))
+    world.call(0, Fallocate(0, world.open(0, "other"), 0, 0, 3 * P))
+    assert error_of(world, Fallocate(0, 1, ZERO, 5, 7 * P)) == errno.ENOSPC
+    assert world.call(0, Read(0, 1, 0, 9 * P)) == content
+    assert world.call(0, Fstat(0, 1))["blocks"] == -(-len(content) // P)
+    world.call(0, Fallocate(0, 1, ZERO, 5, 5 * P - 5))  # the blocks that are there stay, and one comes
+    assert world.call(0, Read(0, 1, 0, 9 * P)) == content[:5] + bytes(5 * P - 5)
+    assert world.call(0, Fstat(0, 1))["blocks"] == 5
+    world.check()
 
 
 def make_world(policy: HolePolicyName = "zero", frames: int = 64) -> World:
