@@ -12,7 +12,7 @@ from namespaces import has_namespaces, in_namespace
 
 TIMEOUT_S: Final = 60
 
-SERVE: Final = "$PYTHON -P -m dax_mp.daemons.serve --size 1MiB --endpoint /tmp/e"
+SERVE: Final = "$PYTHON -P -m dax_mp.daemons.serve --size 1MiB --endpoint /run/e"
 NO_DEVICES: Final = "mount -t tmpfs tmpfs /dev; : >/dev/null; : >/dev/urandom"
 
 CASES: Final = {
@@ -23,14 +23,14 @@ CASES: Final = {
     "a small /dev/shm": ("mount -t tmpfs -o size=64k tmpfs /dev/shm", "/dev/shm has 6"),
     "a /dev/shm without inodes": ("mount -t tmpfs -o nr_inodes=1 tmpfs /dev/shm", "a region: No space left"),
     "no /dev/shm": (NO_DEVICES, "this system has no /dev/shm"),
-    "a read-only /tmp": ("mount -t tmpfs -o ro tmpfs /tmp", "directory: Read-only file system: /tmp/e"),
-    "a /tmp without inodes": ("mount -t tmpfs -o nr_inodes=1 tmpfs /tmp", "directory: No space left on device: /tmp/e"),
+    "a read-only /run": ("mount -t tmpfs -o ro tmpfs /run", "directory: Read-only file system: /run/e"),
+    "a /run without inodes": ("mount -t tmpfs -o nr_inodes=1 tmpfs /run", "directory: No space left on device: /run/e"),
     "no inode for the lock file": (
-        "mount -t tmpfs -o nr_inodes=2 tmpfs /tmp; mkdir -m 700 /tmp/e", "lock file: No space left on device: /tmp/e/",
+        "mount -t tmpfs -o nr_inodes=2 tmpfs /run; mkdir -m 700 /run/e", "lock file: No space left on device: /run/e/",
     ),
     "no block for the lock file": (
-        "mount -t tmpfs -o size=4k tmpfs /tmp; head -c 4096 /dev/zero >/tmp/x",
-        "cannot write the lock file: No space left on device: /tmp/e/coordinator.lock",
+        "mount -t tmpfs -o size=4k tmpfs /run; head -c 4096 /dev/zero >/run/x",
+        "cannot write the lock file: No space left on device: /run/e/coordinator.lock",
     ),
     "no /proc": ("umount -l /proc", "/proc"),
 }  # fmt: skip
@@ -42,7 +42,7 @@ def test_what_a_coordinator_lacks_is_said_in_one_line(case: str) -> None:
     prepare, words = CASES[case]
     if case == "no /proc" and os.geteuid() != 0:
         pytest.skip("only root can unmount /proc")
-    done = in_namespace(f"{prepare}; {SERVE} 2>/run/said || echo $?; cat /run/said; ls /tmp")
+    done = in_namespace(f'{prepare}; said=$({SERVE} 2>&1) || echo $?; echo "$said"; ls /run')
     code, line, *left = done.stdout.splitlines()
     assert (code, done.stderr) == ("1", ""), done
     assert line.startswith("dax-mp serve: ")

@@ -16,7 +16,7 @@ import pytest
 
 import dax_mp
 from coordinator_process import CoordinatorProcess, Serve
-from namespaces import has_namespaces, in_namespace
+from namespaces import UID, has_namespaces, in_namespace
 
 OTHER_UID: Final = 65534
 TIMEOUT_S: Final = 60
@@ -296,7 +296,7 @@ def test_a_coordinator_removes_nothing_of_its_successor(serve: Serve, endpoint: 
 _CONNECT: Final = "$PYTHON -P -c 'import dax_mp; print(dax_mp.connect().endpoint)'"
 _START: Final = (
     "$PYTHON -P -m dax_mp.daemons.serve --size 4MiB --no-reserve >/tmp/said & read line <<E\n"
-    "$(until grep -q serving /tmp/said; do sleep 0.05; done)\nE\n"
+    "$(until grep -qs serving /tmp/said || ! kill -0 $!; do sleep 0.05; done)\nE\n"
 )
 
 
@@ -312,7 +312,7 @@ def test_cron_and_a_login_shell_meet_at_the_default_endpoint(runtime_directory: 
         "kill $!; wait $!"
     )
     done = in_namespace(script)
-    expected = f"/run/user/{os.geteuid()}/dax-mp" if runtime_directory else f"/tmp/dax-mp-{os.geteuid()}"
+    expected = f"/run/user/{UID}/dax-mp" if runtime_directory else f"/tmp/dax-mp-{UID}"
     assert (done.returncode, done.stdout.split()) == (0, [expected, expected]), done.stderr
 
 
@@ -326,13 +326,13 @@ def test_a_coordinator_from_before_the_login_is_found_and_stays_the_only_one() -
     done = in_namespace(script)
     assert done.returncode == 0, done.stderr
     found, refused = done.stdout.splitlines()
-    assert found == f"/tmp/dax-mp-{os.geteuid()}"
+    assert found == f"/tmp/dax-mp-{UID}"
     assert f"serves at {found} already" in refused
 
 
 @has_namespaces
 def test_the_message_says_where_it_looked() -> None:
     done = in_namespace(f"unset DAX_MP_ENDPOINT; mkdir -m 755 /tmp/dax-mp-$UID_; {_CONNECT} 2>&1 | tail -1")
-    uid = os.geteuid()
-    assert f"serves at /run/user/{uid}/dax-mp, nor at /tmp/dax-mp-{uid} (the endpoint's mode is 0755" in done.stdout
+
+    assert f"serves at /run/user/{UID}/dax-mp, nor at /tmp/dax-mp-{UID} (the endpoint's mode is 0755" in done.stdout
     assert "start one with: dax-mp serve: " in done.stdout
