@@ -31,6 +31,7 @@ from typing import Any, Final, Self
 
 from dax_mp import messages, mmu
 from dax_mp.clients import attach, fork
+from dax_mp.clients import faults as ways
 from dax_mp.clients.channel import Channel
 from dax_mp.clients.file import DaxFile
 from dax_mp.clients.names import check_name
@@ -52,6 +53,7 @@ def connect(
     bus_error: str = "raise",
     system_calls: bool = True,
     timeout: float | None = None,
+    faults: str | None = None,
 ) -> "Session":
     """A new session at the coordinator of `endpoint`; None: $DAX_MP_ENDPOINT, else the user's default.
 
@@ -59,12 +61,14 @@ def connect(
     system_calls: have the libc's functions that take a buffer (read, write, recv, send, fread, fwrite and their kin)
     map the pages of it that are in a mapping. False leaves the process alone, as long as all its sessions say so.
 
-    A page fault arrives as SIGSEGV. Handlers of it that are set with `signal.signal`, and faulthandler's, come behind
-    the library's. A thread that blocks SIGSEGV ends the process by its first fault, and so does, until the next mapping
-    is made, a handler that C code installs by sigaction(2).
-
     timeout: how many seconds to wait for a coordinator that is alive but does not answer; then an access is a BusError
     (EIO), a request a TimeoutError. None: 60, or four times its ack timeout where that is longer; math.inf: for ever.
+    faults: how page faults arrive; None: $DAX_MP_FAULTS, else `signals`.
+    `signals`: as SIGSEGV. Handlers of it that are set with `signal.signal`, and faulthandler's, come behind the
+    library's. A thread that blocks SIGSEGV ends the process by its first fault, and so does, until the next mapping is
+    made, a handler that C code installs by sigaction(2).
+    `userfaultfd`: through userfaultfd(2), whatever a thread blocks and whoever handles SIGSEGV. It costs more a fault.
+    Private mappings (ACCESS_COPY) are an OSError ENOTSUP. OSError EPERM, ENOSYS or ENOTSUP where it is not to be had.
 
     Raises NoCoordinatorError where none serves there, ProtocolError where it is of another version or page size,
     TimeoutError where it does not answer, OSError else.
@@ -74,7 +78,7 @@ def connect(
         []
     """
     path = attach.user_endpoint() if endpoint is None else os.fspath(endpoint)
-    return Session(path, bus_error, system_calls, timeout)
+    return Session(path, bus_error, system_calls, timeout, faults)
 
 
 class Session:
@@ -93,7 +97,14 @@ class Session:
     closed, and OSError ESTALE when it was evicted or belongs to the parent process.
     """
 
-    def __init__(self, endpoint: str, bus_error: str, system_calls: bool, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        bus_error: str,
+        system_calls: bool,
+        timeout: float | None = None,
+        faults: str | None = None,
+    ) -> None:
         self._closed = True  # before anything can be raised
         if bus_error not in ("raise", "signal"):
             raise ValueError(f"bus_error must be 'raise' or 'signal', not {bus_error!r}")
@@ -102,6 +113,8 @@ class Session:
         """What an access that has nothing to map ends in: `raise` a BusError, or the kernel's `signal`, SIGBUS."""
         self.system_calls = system_calls
         """Whether it has the libc's functions map the pages of their buffers."""
+        self.faults = ways.way(faults)
+        """How page faults arrive: `signals` or `userfaultfd`."""
         self._wanted_timeout_s = attach.check_timeout(timeout)
         self._close_lock = threading.Lock()
         self._pid = os.getpid()
@@ -142,7 +155,7 @@ class Session:
             mmu.interpose_system_calls()
         self.regions: dict[FileId, Backing] = {}
         """The regions' objects, as /proc/self/maps names them. For the library's own modules."""
-        with ExitStack() as open_regions:
+        with ExitStack() as open_regions, ways.explained(self.faults):
             self.pager = mmu.Pager(
                 path=pager_path(self.endpoint),
                 token=self._token,
@@ -151,6 +164,7 @@ class Session:
                 dram_fd=self._open_region("dram", open_regions),
                 timeout_ms=round(timeout_s * 1000),
                 sigbus=self.bus_error == "signal",
+                userfaultfd=self.faults == "userfaultfd",
                 answer_timeout_ms=-1 if self.timeout == math.inf else round(self.timeout * 1000),
             )
             """For the library's own modules."""
@@ -194,6 +208,11 @@ class Session:
     def usable(self) -> bool:
         """Not closed, not evicted, and the coordinator has not ended, as far as this process has heard."""
         return not self._closed and not self.pager.errno
+
+    @property
+    def system_calls_fault(self) -> bool:
+        """Whether a system call that meets a page which is not mapped waits for it; else it fails with EFAULT."""
+        return self.pager.serves_system_calls
 
     def counters(self) -> dict[str, int]:
         """What this process's pager has done: faults, bus_errors, maps, unmaps, drops."""
@@ -324,7 +343,7 @@ class Session:
     def __reduce__(self) -> tuple[Any, ...]:
         from dax_mp.clients.shared_session import shared_session
 
-        return shared_session, (self.endpoint, self.bus_error, self.system_calls)
+        return shared_session, (self.endpoint, self.bus_error, self.system_calls, self.faults)
 
     # --- fork ------------------------------------------------------------------------------------------------------
 

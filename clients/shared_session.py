@@ -5,14 +5,18 @@ import threading
 from typing import Final
 
 from dax_mp.clients import attach
+from dax_mp.clients import faults as ways
 from dax_mp.clients.session import Session
 
-_shared: Final[dict[tuple[str, str, bool], Session]] = {}
+_shared: Final[dict[tuple[str, str, bool, str], Session]] = {}
 _shared_lock = threading.Lock()
 
 
 def shared_session(
-    endpoint: str | os.PathLike[str] | None = None, bus_error: str = "raise", system_calls: bool = True
+    endpoint: str | os.PathLike[str] | None = None,
+    bus_error: str = "raise",
+    system_calls: bool = True,
+    faults: str | None = None,
 ) -> Session:
     """This process's session at that endpoint, for all who do not bring one of their own. Arguments as `connect`.
 
@@ -23,10 +27,11 @@ def shared_session(
         True
     """
     path = os.path.abspath(attach.user_endpoint() if endpoint is None else os.fspath(endpoint))
+    key = path, bus_error, system_calls, ways.way(faults)
     with _shared_lock:
-        session = _shared.get((path, bus_error, system_calls))
+        session = _shared.get(key)
         if session is None or not session.usable:
-            session = _shared[path, bus_error, system_calls] = Session(path, bus_error, system_calls)
+            session = _shared[key] = Session(path, bus_error, system_calls, faults=faults)
         return session
 
 

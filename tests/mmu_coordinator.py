@@ -126,7 +126,7 @@ class Rules:
         if fault.write:
             self.written.update(range(fault.pgoff, fault.pgoff + length_pages))
         if fault.pgoff in self.written:
-            return [fault.pgoff, length_pages, Target.PMEM, fault.pgoff + 1, Access.READ | Access.WRITE * fault.write]
+            return [fault.pgoff, length_pages, Target.PMEM, fault.pgoff + 1, Access.READ | Access.WRITE]
         return [fault.pgoff, length_pages, Target.ZERO, 0, Access.READ]
 
     def obey(self, line: bytes) -> None:

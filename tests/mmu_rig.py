@@ -16,6 +16,7 @@ from mmu_coordinator import Coordinator
 PAGE: Final = mmap.PAGESIZE
 TIMEOUT_MS: Final = 30_000
 VMA: Final = 7
+FAULTS: Final = os.environ.get("DAX_MP_FAULTS", "signals")
 
 
 class BusError(OSError):
@@ -49,6 +50,7 @@ class Rig:
                 "dram_fd": -1,
                 "timeout_ms": TIMEOUT_MS,
                 "sigbus": False,
+                "userfaultfd": FAULTS == "userfaultfd",
                 "answer_timeout_ms": -1,
                 **arguments,
             }

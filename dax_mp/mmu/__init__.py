@@ -3,6 +3,7 @@
 | file | concept |
 |---|---|
 | `fault.c` | the handler of SIGSEGV and SIGBUS: posts a fault and sleeps until it is answered |
+| `userfaultfd.c`, `verdict.c` | the second way for faults to arrive; how a sleeping thread learns that one failed |
 | `fault_queue.c` | faults on their way to the pager's thread, and answers on their way back |
 | `pager.c`, `orders.c` | the pager's thread; what the coordinator orders it to map and unmap |
 | `window.c`, `window_table.c` | address space; how the handler finds a window without a lock |

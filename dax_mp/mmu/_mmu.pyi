@@ -20,6 +20,7 @@ class Pager:
         dram_fd: int,
         timeout_ms: int,
         sigbus: bool,
+        userfaultfd: bool,
         answer_timeout_ms: int,
     ) -> None:
         """Connect to the Unix socket at `path`, say PagerHello and wait for PagerReady.
@@ -28,6 +29,8 @@ class Pager:
         sigbus: an access that has nothing to map ends in SIGBUS, as the kernel has it, and not in an exception.
         answer_timeout_ms: an access that the coordinator does not answer for so long has nothing to map either
         (ETIMEDOUT); negative: it waits for ever.
+        userfaultfd: faults arrive through userfaultfd(2), and not as SIGSEGV. OSError EPERM, ENOSYS, ENOTSUP where that
+        is not to be had.
         Raises TimeoutError when no PagerReady comes, ConnectionError when the coordinator is gone, OSError else.
         """
 
@@ -40,6 +43,10 @@ class Pager:
     @property
     def errno(self) -> int:
         """0 while the pager serves; else why it does not: ESTALE evicted or closed, EIO coordinator gone."""
+
+    @property
+    def serves_system_calls(self) -> bool:
+        """A system call that meets an unmapped page waits for it: with userfaultfd(2), where the process may do so."""
 
     @property
     def closed_vmas(self) -> list[int]:

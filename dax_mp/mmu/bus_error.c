@@ -54,7 +54,8 @@ enum slot_state { FREE, FILLING, WAITED_FOR, LEFT, DONE };
 
 static struct slot {
     _Atomic uint32_t state;
-    unsigned long thread;
+    unsigned long thread; /* 0: the one with this tid, if it is one of Python's, else the main thread */
+    pid_t tid;
     struct bus_error foreign; /* error 0: the thread has its own record */
 } slots[SLOTS];
 
@@ -63,13 +64,23 @@ static _Atomic uint32_t delivery_running;
 static _Atomic uint32_t delivery_calls; /* futex: changes whenever there is something to do */
 static bool delivery_ended;             /* with the GIL: the interpreter is about to end */
 
+static unsigned long thread_of(pid_t tid)
+{
+    PyThreadState *state = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
+
+    for (; state; state = PyThreadState_Next(state))
+        if (state->native_thread_id == (unsigned long)tid)
+            return state->thread_id;
+    return main_thread;
+}
+
 static void deliver(struct slot *slot)
 {
     uint32_t state = WAITED_FOR;
 
     if (slot->foreign.error && !foreign_record.error)
         foreign_record = slot->foreign;
-    PyThreadState_SetAsyncExc(slot->thread, exception_class);
+    PyThreadState_SetAsyncExc(slot->thread ? slot->thread : thread_of(slot->tid), exception_class);
     if (atomic_compare_exchange_strong(&slot->state, &state, DONE))
         futex_wake(&slot->state);
     else
@@ -141,19 +152,26 @@ void bus_error_end_delivery(void)
     Py_END_ALLOW_THREADS
 }
 
+/* A free slot, or NULL. */
+static struct slot *take_slot_now(void)
+{
+    for (size_t i = 0; i < SLOTS; i++) {
+        uint32_t state = FREE;
+
+        if (atomic_compare_exchange_strong(&slots[i].state, &state, FILLING))
+            return &slots[i];
+    }
+    return NULL;
+}
+
 /* A free slot, waited for if need be; NULL when nothing is delivered any more. */
 static struct slot *take_slot(void)
 {
-    while (atomic_load(&delivery_running)) {
-        for (size_t i = 0; i < SLOTS; i++) {
-            uint32_t state = FREE;
+    struct slot *slot = NULL;
 
-            if (atomic_compare_exchange_strong(&slots[i].state, &state, FILLING))
-                return &slots[i];
-        }
+    while (atomic_load(&delivery_running) && !(slot = take_slot_now()))
         nanosleep(&SLOT_RETRY, NULL);
-    }
-    return NULL;
+    return slot;
 }
 
 static void wait_for_delivery(struct slot *slot)
@@ -224,6 +242,38 @@ void bus_error(struct window *window, uint64_t serial, uint64_t offset_bytes, in
         PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), exception_class);
     else
         post_delivery(mine != NULL);
+}
+
+/* 0, or an errno: ESTALE where the access is to be made again. */
+static int give_scratch(const struct fault *fault)
+{
+    enum closed_access served;
+
+    if (fault->window && fault->window->pager->config.sigbus)
+        return ENOTSUP;
+    if (fault->window)
+        return window_map_scratch(fault->window, fault->serial, fault->pgoff, 1, fault->write);
+    served = closed_serve(fault->address, fault->write);
+    return served == CLOSED_SCRATCH ? 0 : served == CLOSED_NOT ? ESTALE : ENOTSUP;
+}
+
+void bus_error_elsewhere(struct fault *fault)
+{
+    uint64_t offset_bytes = fault->window ? fault->address - fault->window->base : fault->address;
+    struct slot *slot = NULL;
+    int error = give_scratch(fault);
+
+    if (error && error != ESTALE)
+        default_sigbus(); /* as the kernel does to a process of which a thread blocks the signal */
+    if (!error)
+        slot = take_slot_now();
+    if (!slot)
+        return;
+    slot->thread = 0;
+    slot->tid = fault->tid;
+    slot->foreign = (struct bus_error){fault->error, fault->window, fault->serial, offset_bytes};
+    atomic_store(&slot->state, LEFT);
+    call_delivery();
 }
 
 bool bus_error_take(struct bus_error *taken)

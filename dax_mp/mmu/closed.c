@@ -21,6 +21,8 @@
 
 #include "window.h"
 
+#include "userfaultfd.h"
+
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -36,6 +38,7 @@ struct closed {
     const void *owner; /* the Window object; NULL: it is gone */
     uint64_t age;      /* larger: closed later */
     bool sigbus;       /* an access ends in SIGBUS */
+    bool by_userfaultfd; /* how it gets to the pager */
     _Atomic bool has_scratch;
     _Atomic uint32_t stores; /* that failed since the last exception was raised */
 };
@@ -102,7 +105,8 @@ static struct closed *free_entry(void)
     return *chunk;
 }
 
-bool closed_add(uintptr_t base, uint64_t reach_bytes, uint64_t reserved_bytes, bool sigbus, const void *owner)
+bool closed_add(uintptr_t base, uint64_t reach_bytes, uint64_t reserved_bytes, const struct pager_config *config,
+                const void *owner)
 {
     struct closed *entry = free_entry();
 
@@ -111,7 +115,8 @@ bool closed_add(uintptr_t base, uint64_t reach_bytes, uint64_t reserved_bytes, b
     entry->reserved_end = base + reserved_bytes;
     entry->owner = owner;
     entry->age = reach_bytes ? ++last_age : 0; /* what nobody can have reached goes first */
-    entry->sigbus = sigbus;
+    entry->sigbus = config->sigbus;
+    entry->by_userfaultfd = config->by_userfaultfd;
     atomic_store(&entry->has_scratch, false);
     atomic_store(&entry->stores, 0);
     atomic_store(&entry->end, base + reach_bytes);
@@ -160,6 +165,7 @@ static uint64_t budget_bytes(void)
 static void join(struct closed *first, struct closed *second)
 {
     if (first->owner || second->owner || first->sigbus != second->sigbus ||
+        first->by_userfaultfd != second->by_userfaultfd ||
         atomic_load(&first->end) != first->reserved_end || first->reserved_end != atomic_load(&second->start))
         return;
     count(first, -1);
@@ -277,6 +283,16 @@ enum closed_access closed_serve(uintptr_t address, bool writable)
     return result;
 }
 
+bool closed_at(uintptr_t address)
+{
+    bool found;
+
+    atomic_fetch_add(&visitors, 1);
+    found = find(address) != NULL;
+    atomic_fetch_sub(&visitors, 1);
+    return found;
+}
+
 const void *closed_owner(uintptr_t address, uint64_t *offset_bytes)
 {
     struct closed *entry = find(address);
@@ -302,6 +318,16 @@ bool closed_any(void)
     return next_in_use(&first) != NULL;
 }
 
+bool closed_any_by_userfaultfd(void)
+{
+    struct closed *entry;
+
+    for (size_t i = 0; (entry = next_in_use(&i));)
+        if (entry->by_userfaultfd)
+            return true;
+    return false;
+}
+
 void closed_drop_scratch(void)
 {
     struct closed *entry;
@@ -316,8 +342,12 @@ void closed_drop_scratch(void)
         if (!atomic_exchange(&entry->has_scratch, false))
             continue;
         atomic_store(&entry->stores, 0);
-        reserve((void *)start, length_bytes, false, MAP_FIXED, &dropped);
-        if (dropped == MAP_FAILED && mprotect((void *)start, length_bytes, PROT_NONE)) { /* no VMA: the next time */
+        if (entry->by_userfaultfd)
+            dropped = userfaultfd_take_out((void *)start, length_bytes, PROT_READ | PROT_WRITE) ? MAP_FAILED : (void *)start;
+        else
+            reserve((void *)start, length_bytes, false, MAP_FIXED, &dropped);
+        if (dropped == MAP_FAILED && (entry->by_userfaultfd || mprotect((void *)start, length_bytes, PROT_NONE))) {
+            /* no VMA: the next time */
             atomic_store(&entry->has_scratch, true);
             atomic_store(&any_scratch, true);
         }
@@ -338,6 +368,8 @@ void closed_after_fork_in_child(void)
 
         atomic_store(&entry->has_scratch, false);
         reserve((void *)start, entry->reserved_end - start, false, MAP_FIXED_NOREPLACE, &reserved);
+        if (reserved != MAP_FAILED && entry->by_userfaultfd)
+            userfaultfd_arm(reserved, atomic_load(&entry->end) - start, PROT_READ | PROT_WRITE);
         if (reserved == MAP_FAILED) { /* something else is there already */
             count(entry, -1);
             atomic_store(&entry->start, 0);

@@ -15,6 +15,8 @@
 
 #include "mmu.h"
 
+#include "userfaultfd.h"
+
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
@@ -135,6 +137,16 @@ static void call(const struct sigaction *previous, int signal, siginfo_t *info, 
         previous->sa_handler(signal);
 }
 
+void default_sigbus(void)
+{
+    siginfo_t info;
+
+    memset(&info, 0, sizeof info);
+    info.si_signo = SIGBUS;
+    info.si_code = BUS_ADRERR;
+    default_action(SIGBUS, &info, true);
+}
+
 static struct sigaction action_behind(int signal)
 {
     struct chained *behind = &chained[index_of(signal)];
@@ -238,13 +250,10 @@ static void raise_sigbus(const siginfo_t *fault, const ucontext_t *context)
 }
 
 /* False: it is no access to a window that was closed. */
-static bool serve_closed(int signal, siginfo_t *info, const ucontext_t *context)
+static bool serve_closed_access(int signal, siginfo_t *info, const ucontext_t *context, bool write)
 {
-    enum access access = is_of_access(signal, info) ? access_of(context) : ACCESS_OTHER;
-    enum closed_access served = CLOSED_NOT;
+    enum closed_access served = closed_serve((uintptr_t)info->si_addr, write);
 
-    if (access != ACCESS_OTHER)
-        served = closed_serve((uintptr_t)info->si_addr, access == ACCESS_WRITE);
     if (served == CLOSED_SCRATCH)
         bus_error(NULL, 0, (uintptr_t)info->si_addr, ESTALE);
     else if (served == CLOSED_SIGBUS)
@@ -254,12 +263,50 @@ static bool serve_closed(int signal, siginfo_t *info, const ucontext_t *context)
     return served != CLOSED_NOT;
 }
 
+static bool serve_closed(int signal, siginfo_t *info, const ucontext_t *context)
+{
+    enum access access = is_of_access(signal, info) ? access_of(context) : ACCESS_OTHER;
+
+    return access != ACCESS_OTHER && serve_closed_access(signal, info, context, access == ACCESS_WRITE);
+}
+
+static int map_scratch_of(const struct fault *fault)
+{
+    return window_map_scratch(fault->window, fault->serial, fault->pgoff, fault->end_pgoff - fault->pgoff, fault->write);
+}
+
+/* What on_fault() does after pager_serve(), for a thread that has waited in the kernel. */
+static void on_verdict(siginfo_t *info, const ucontext_t *context, const struct fault *fault)
+{
+    int error;
+
+    info->si_addr = (void *)fault->address;
+    if (!fault->window) {
+        serve_closed_access(SIGBUS, info, context, fault->write);
+        return;
+    }
+    guard_leave(fault->address, fault); /* where it is a guarded one, its thread asks and raises by itself */
+    if (fault->window->pager->config.sigbus) {
+        raise_sigbus(info, context);
+        return;
+    }
+    error = map_scratch_of(fault);
+    if (error && error != ESTALE) /* closed meanwhile: the access is made again */
+        default_action(SIGBUS, info, true); /* the instruction can neither go on nor be given up */
+    else if (!error)
+        bus_error(fault->window, fault->serial, fault->address - fault->window->base, fault->error);
+}
+
 static void on_fault(int signal, siginfo_t *info, void *context)
 {
     int saved_errno = errno;
     struct fault fault;
+    bool applies;
 
-    if (signal == SIGBUS && raised_sigbus && !was_sent(info)) {
+    if (signal == SIGBUS && verdict_take(info, context, &fault, &applies)) {
+        if (applies)
+            on_verdict(info, context, &fault);
+    } else if (signal == SIGBUS && raised_sigbus && !was_sent(info)) {
         raised_sigbus = false;
         pass_on(signal, info, context, true);
     } else if (!is_ours(signal, info, context, &fault)) {
@@ -279,6 +326,8 @@ static void on_fault(int signal, siginfo_t *info, void *context)
     }
     errno = saved_errno;
 }
+
+static _Atomic bool faults_wanted;
 
 /* --- who is first ------------------------------------------------------------------------------------------------ */
 
@@ -311,12 +360,18 @@ static int release(struct chained *behind)
     return sigaction(behind->signal, &behind->actions[atomic_load(&behind->current)], NULL) ? errno : 0;
 }
 
+void signals_want_faults(void)
+{
+    atomic_store(&faults_wanted, true);
+}
+
 int signals_claim(void)
 {
     int error = 0;
 
     for (size_t i = 0; i < SIGNALS && !error; i++)
-        error = claim(&chained[i]);
+        if (chained[i].signal == SIGBUS || atomic_load(&faults_wanted))
+            error = claim(&chained[i]);
     return error;
 }
 

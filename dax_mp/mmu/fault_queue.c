@@ -16,6 +16,7 @@
 #include "pager.h"
 
 #include "thread.h"
+#include "userfaultfd.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -249,6 +250,12 @@ void pager_serve(struct pager *pager, struct fault *fault)
             continue;
 }
 
+void pager_post(struct pager *pager, struct fault *fault)
+{
+    if (!post(pager, fault))
+        fault_fail(pager, fault, fault_error(pager), fault->pgoff, 1);
+}
+
 int window_request_pages(struct window *window, uint64_t pgoff, bool write, uint64_t *end_pgoff)
 {
     struct fault fault = {
@@ -272,9 +279,15 @@ int window_request_pages(struct window *window, uint64_t pgoff, bool write, uint
 
 void fault_answer(struct fault *fault, int error)
 {
-    fault->error = error;
-    atomic_store_explicit(&fault->done, 1, memory_order_release);
-    futex_wake(&fault->done);
+    if (fault->tid && error) {
+        userfaultfd_fail(fault, error);
+    } else if (fault->tid) {
+        userfaultfd_answer(fault);
+    } else {
+        fault->error = error;
+        atomic_store_explicit(&fault->done, 1, memory_order_release);
+        futex_wake(&fault->done);
+    }
 }
 
 static int protection_of(const struct fault *fault)
@@ -314,6 +327,7 @@ void fault_fail(struct pager *pager, struct fault *fault, int error, uint64_t pg
     }
     if (fault->pgoff >= pgoff && fault->pgoff - pgoff < length_pages)
         scratch_pages = length_pages - (fault->pgoff - pgoff);
+    fault->end_pgoff = fault->pgoff + scratch_pages;
     if (fault->raw) {
         int failure;
 

@@ -1,12 +1,15 @@
 /* Direct I/O: copies between a buffer of this process and frames that the coordinator has lent it.
  *
  * The copy is a system call on the region's descriptor, so a page of the buffer that is not mapped ends it early, and
- * raises no signal. `copying` counts the threads in it. An evicted process says Dropped, after which the coordinator
+ * raises no signal. Where system calls wait for a page (userfaultfd.c), it is looked first whether they would have to, and
+ * only a page that goes in that moment is waited for with the frames lent. `copying` counts the threads in it. An evicted process says Dropped, after which the coordinator
  * gives the frames to others, only when there are none: a thread counts itself first and looks at `error` then, the
  * pager thread sets `error` first and looks at the count then, so that one of the two sees the other.
  */
 
 #include "mmu.h"
+
+#include "userfaultfd.h"
 
 #include <errno.h>
 #include <time.h>
@@ -53,6 +56,7 @@ ssize_t pager_store(struct pager *pager, const char *from, size_t count, uint64_
     size_t done = 0;
     bool more = !(*error = begin_copying(pager));
 
+    count = userfaultfd_present_bytes(from, count, false);
     while (more && done < count) {
         ssize_t result = pwrite(pager->config.pmem_fd, from + done, count - done, (off_t)(offset_bytes + done));
 
@@ -68,6 +72,7 @@ ssize_t pager_load(struct pager *pager, char *to, size_t count, uint64_t offset_
     size_t done = 0;
     bool more = !(*error = begin_copying(pager));
 
+    count = userfaultfd_present_bytes(to, count, true);
     while (more && done < count) {
         ssize_t result = pread(pager->config.pmem_fd, to + done, count - done, (off_t)(offset_bytes + done));
 

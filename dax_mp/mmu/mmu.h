@@ -56,6 +56,7 @@ struct window {
     bool is_private;         /* a store makes a copy that this process alone sees: see private.c */
     _Atomic uint64_t serial; /* tells this window from earlier and later ones in the same structure; never 0 */
     bool writable;
+    bool by_userfaultfd; /* how faults arrive */
     struct pager *pager;
     void *object;        /* its Python object, borrowed: valid while the window is open, used with the GIL only */
     bool is_out;         /* the GIL: somebody has got its address, and may use it when it is closed */
@@ -71,6 +72,7 @@ struct window {
     struct kept *kept; /* windows_lock(): pinned ranges, whose translations are not given up */
     _Atomic uint64_t touched_first, touched_end; /* private ones: no page outside has ever been mapped */
     _Atomic uint64_t scratch[SCRATCH_RANGES]; /* where it has scratch pages, see scratch.c; 0 no range */
+    _Atomic uint64_t zeroes_pages; /* userfaultfd: about how many pages of zeroes there are */
     _Atomic bool scratch_everywhere;          /* there were more ranges than that */
     _Atomic uint32_t scratch_stores;          /* that failed since the last exception was raised */
     _Atomic uint64_t scratch_stored_pages;    /* mapped for them since their memory was given back */
@@ -126,6 +128,8 @@ enum closed_access { CLOSED_NOT, CLOSED_SCRATCH, CLOSED_SIGBUS, CLOSED_NO_VMA };
  * instruction can end. Takes no lock. */
 enum closed_access closed_serve(uintptr_t address, bool writable);
 /* With windows_lock() held: the object, if it is still there, of the closed window that has `address`; NULL: none. */
+/* Whether it is in the address space of a window that is closed. Takes no lock. */
+bool closed_at(uintptr_t address);
 const void *closed_owner(uintptr_t address, uint64_t *offset_bytes);
 
 /* Whether any window is open, or closed and kept. Takes windows_lock() itself. */
@@ -161,11 +165,14 @@ struct frames {
     int prot;
     int fd; /* -1: zeroes */
     uint64_t pfn;
+    bool is_hole;  /* they read as zero */
+    uint64_t wanted_pgoff; /* what the fault waits for; UINT64_MAX: none of them */
     bool populate; /* in the page tables too, at once: else each page takes a fault of the kernel's own when it is used */
 };
 
-/* Maps frames. make_room: gives up other translations where there are too many mappings. 0 or an errno. */
-int window_map(struct window *window, const struct frames *frames, bool make_room);
+/* Maps frames, or some of them around what is wanted: `*end_pgoff`, where not NULL, is where those end. make_room: gives
+ * up other translations where there are too many mappings. 0 or an errno. */
+int window_map(struct window *window, const struct frames *frames, bool make_room, uint64_t *end_pgoff);
 /* Drops the translations of a range: an access to it is a fault again. even_cows: private copies too. */
 void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages, bool even_cows);
 void pager_windows_unmap(struct pager *pager);
@@ -217,6 +224,8 @@ enum fault_kind {
 /* A page that a thread waits for, on whose stack this lies: in the signal handler, or in what asks without touching. */
 struct fault {
     struct fault *next; /* in the pager's list of posted, then of pending ones */
+    struct fault *next_waiting;
+    pid_t tid; /* who sleeps in the kernel, and this was allocated (userfaultfd.c); 0: it lies on a stack */
     uintptr_t address;
     struct window *window;
     uint64_t serial; /* of the window */
@@ -233,13 +242,18 @@ struct fault {
 
     /* The answer. After `done` is set the structure is the handler's alone again, and may be gone. */
     int error;        /* 0: the instruction can run again */
-    uint64_t end_pgoff; /* without an error: pages from `pgoff` to here are mapped, so far as is known */
+    uint64_t end_pgoff; /* pages from `pgoff` to here are mapped, so far as is known; with an error: have nothing to map */
     bool has_scratch; /* with an error and `raw` */
     _Atomic uint32_t done;
 };
 
-/* Makes the handler the first of SIGSEGV and SIGBUS, with what is installed now behind it. 0 or an errno. */
+/* SIGSEGV is the handler's too from the next claim on. */
+void signals_want_faults(void);
+/* Makes the handler the first of SIGBUS, and of SIGSEGV if that is wanted, with what is installed now behind it. 0 or an
+ * errno. */
 int signals_claim(void);
+/* Ends the process as by a SIGBUS that nobody handles. */
+void default_sigbus(void);
 /* Puts back what was behind the handler, where it is the first. 0 or an errno. */
 int signals_release(void);
 
@@ -258,6 +272,7 @@ struct pager_config {
     int64_t timeout_ms;        /* of the start */
     int64_t answer_timeout_ms; /* of a fault; negative: none */
     bool sigbus; /* an access that has nothing to map ends in SIGBUS */
+    bool by_userfaultfd; /* faults arrive through userfaultfd(2), else as SIGSEGV */
 };
 
 struct pager {
@@ -349,11 +364,17 @@ bool guarded_access(const struct piece *piece, struct fault *left);
 void access_piece(const struct piece *piece);
 /* From the signal handler: where this thread's access at `address` is a guarded one, leaves it and does not return. */
 void guard_leave(uintptr_t address, const struct fault *fault);
+/* Whether the access of that thread at `address` is a guarded one. Of a thread that sleeps in it. */
+bool guard_covers(pid_t tid, uintptr_t address);
+void guards_after_fork_in_child(void);
 
 /* --- bus errors (bus_error.c) ------------------------------------------------------------------------------------ */
 
 /* From the signal handler, for an access that failed: sees to it that this thread raises the exception at its next
  * bytecode, and returns. */
 void bus_error(struct window *window, uint64_t serial, uint64_t offset_bytes, int error);
+/* For a failed access of another thread, which sleeps in it and takes no signal: gives it a scratch page to end on, and
+ * sees to it that it raises the exception, a little later. */
+void bus_error_elsewhere(struct fault *fault);
 
 #endif

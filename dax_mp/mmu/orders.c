@@ -47,8 +47,9 @@ static bool is_valid_segment(const struct pager *pager, const struct segment *se
     return (segment->target == TARGET_ZERO || segment->pfn) && has_offset(segment->pfn, segment->length_pages);
 }
 
+/* wanted_pgoff: the page that is waited for, for which room is made; UINT64_MAX: none of these. */
 static int map_segment(struct pager *pager, struct window *window, const struct segment *segment, bool populate,
-                       bool make_room)
+                       uint64_t wanted_pgoff, uint64_t *end_pgoff)
 {
     bool writable = segment->access & ACCESS_WRITE && segment->target != TARGET_ZERO && window->writable;
     struct frames frames = {
@@ -57,16 +58,18 @@ static int map_segment(struct pager *pager, struct window *window, const struct 
         .prot = PROT_READ | (writable ? PROT_WRITE : 0),
         .fd = region_fd(pager, segment->target),
         .pfn = segment->pfn,
+        .is_hole = segment->target != TARGET_PMEM,
+        .wanted_pgoff = wanted_pgoff,
         .populate = populate,
     };
 
-    return window_map(window, &frames, make_room);
+    return window_map(window, &frames, wanted_pgoff != UINT64_MAX, end_pgoff);
 }
 
 /* What nobody waits for takes the place of a pinned hole page. Where it cannot, that may not stay either. */
 static void replace_segment(struct pager *pager, struct window *window, const struct segment *segment)
 {
-    if (map_segment(pager, window, segment, false, true))
+    if (map_segment(pager, window, segment, false, segment->pgoff, NULL))
         window_unmap(window, segment->pgoff, segment->length_pages, false);
 }
 
@@ -97,21 +100,25 @@ static int map_segments(struct pager *pager, struct window *window, struct fault
     /* Then all of it will be stored to, most likely. Loads find 16 pages by each of the kernel's faults anyway. */
     bool populate = fault && fault->write && fault->pgoff == window->sequence_pgoff;
     const struct segment *wanted = NULL, *rest = segments + count;
+    uint64_t wanted_end;
+    int error;
 
     for (size_t i = 0; i < count; i++)
         if (!fault)
             replace_segment(pager, window, &segments[i]);
         else if (!wanted && has_page(&segments[i], fault->pgoff))
             wanted = &segments[i];
-        else if (&segments[i] < rest && map_segment(pager, window, &segments[i], populate, false))
+        else if (&segments[i] < rest && map_segment(pager, window, &segments[i], populate, UINT64_MAX, NULL))
             rest = &segments[i];
     if (fault && fault->pgoff >= window->pgoff + window->length_pages)
         return EFAULT; /* it has shrunk meanwhile */
     if (!wanted)
         return 0;
-    window->sequence_pgoff = wanted->pgoff + wanted->length_pages;
+    wanted_end = wanted->pgoff + wanted->length_pages;
     fault->end_pgoff = mapped_end(fault, wanted, rest);
-    return map_segment(pager, window, wanted, populate, true);
+    error = map_segment(pager, window, wanted, populate, fault->pgoff, &fault->end_pgoff);
+    window->sequence_pgoff = fault->end_pgoff < wanted_end ? fault->end_pgoff : wanted_end;
+    return error;
 }
 
 static int on_map(struct pager *pager, const struct message *message)

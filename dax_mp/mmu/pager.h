@@ -21,6 +21,8 @@ void pager_drop_all(struct pager *pager);
 struct fault *pager_take_fault(struct pager *pager, uint64_t id);
 /* Answers a fault: `error` 0 lets its instruction run again. It is its thread's again, and may be gone. */
 void fault_answer(struct fault *fault, int error);
+/* Posts a fault of a thread that sleeps in the kernel. It is answered, or failed, later or at once. */
+void pager_post(struct pager *pager, struct fault *fault);
 /* Fails a fault; there is nothing to map at [pgoff, pgoff + length_pages). */
 void fault_fail(struct pager *pager, struct fault *fault, int error, uint64_t pgoff, uint64_t length_pages);
 /* Stops serving. What waits and what comes fails with `error`, or with what was there before. */

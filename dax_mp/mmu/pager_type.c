@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include "module.h"
+#include "userfaultfd.h"
 
 #include <errno.h>
 #include <string.h>
@@ -17,17 +18,19 @@ struct arguments {
     int dram_fd;
     int timeout_ms;
     int sigbus;
+    int by_userfaultfd;
     int answer_timeout_ms;
 };
 
 static int parse(PyObject *args, PyObject *kwargs, struct arguments *given)
 {
     static char *names[] = {"path",    "token",      "version", "pmem_fd",
-                            "dram_fd", "timeout_ms", "sigbus",  "answer_timeout_ms", NULL};
+                            "dram_fd", "timeout_ms", "sigbus",  "answer_timeout_ms",
+                            "userfaultfd", NULL};
 
-    return PyArg_ParseTupleAndKeywords(args, kwargs, "$sy*Iiiipi:Pager", names, &given->path, &given->token,
+    return PyArg_ParseTupleAndKeywords(args, kwargs, "$sy*Iiiipip:Pager", names, &given->path, &given->token,
                                        &given->version, &given->pmem_fd, &given->dram_fd, &given->timeout_ms,
-                                       &given->sigbus, &given->answer_timeout_ms);
+                                       &given->sigbus, &given->answer_timeout_ms, &given->by_userfaultfd);
 }
 
 static int configure(const struct arguments *given, struct pager_config *config)
@@ -44,14 +47,19 @@ static int configure(const struct arguments *given, struct pager_config *config)
     config->timeout_ms = given->timeout_ms;
     config->answer_timeout_ms = given->answer_timeout_ms;
     config->sigbus = given->sigbus;
+    config->by_userfaultfd = given->by_userfaultfd;
     return 0;
 }
 
 static int start(struct pager_object *self, const struct pager_config *config)
 {
     struct pager *pager;
-    int error = signals_claim();
+    int error = config->by_userfaultfd ? userfaultfd_start() : 0;
 
+    if (!config->by_userfaultfd)
+        signals_want_faults();
+    if (!error)
+        error = signals_claim();
     if (!error)
         error = bus_error_start_delivery();
     if (!error) {
@@ -144,6 +152,14 @@ static PyObject *pager_errno(PyObject *object, void *unused)
     return pager ? PyLong_FromLong(atomic_load(&pager->error)) : NULL;
 }
 
+static PyObject *pager_serves_system_calls(PyObject *object, void *unused)
+{
+    struct pager *pager = started(object);
+
+    (void)unused;
+    return pager ? PyBool_FromLong(pager->config.by_userfaultfd && userfaultfd_serves_kernel()) : NULL;
+}
+
 static PyObject *pager_closed_vmas(PyObject *object, void *unused)
 {
     (void)unused;
@@ -202,6 +218,7 @@ static PyMethodDef pager_methods[] = {
 
 static PyGetSetDef pager_getset[] = {
     {"errno", pager_errno, NULL, NULL, NULL},
+    {"serves_system_calls", pager_serves_system_calls, NULL, NULL, NULL},
     {"closed_vmas", pager_closed_vmas, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -17,12 +17,15 @@
 
 #include "window.h"
 
+#include "userfaultfd.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+enum { ZEROES_PAGES_AROUND = 16, ZEROES_PAGES_MAX = 8192 };
 enum { MAX_MAP_COUNT_DEFAULT = 65530, VMAS_PER_MAPPING = 2, SPARE_VMAS = 16 };
 
 static uint64_t mappings; /* the sum of all windows' */
@@ -110,11 +113,27 @@ static void extend_touched(struct window *window, uint64_t first, uint64_t end)
 
 /* --- dropping ----------------------------------------------------------------------------------------------------- */
 
+/* Unmapped memory may be accessed as the window and its protections say, so that what they forbid is no fault of ours. */
+static int take_out(struct window *window, uint64_t first, uint64_t end)
+{
+    int access = PROT_READ | (window->writable ? PROT_WRITE : 0), error = 0;
+
+    for (uint64_t next = end; first < end && !error; first = next, next = end) {
+        int prot = protection_at(window, first, &next) & access;
+
+        error = userfaultfd_take_out(page(window, first), (next - first) * page_size_bytes(), prot);
+    }
+    return error;
+}
+
 static int reserve_pages(struct window *window, uint64_t first, uint64_t end)
 {
+    uint64_t length_bytes = (end - first) * page_size_bytes();
     void *ignored;
 
-    return reserve(page(window, first), (end - first) * page_size_bytes(), window->is_private, MAP_FIXED, &ignored);
+    if (window->by_userfaultfd)
+        return take_out(window, first, end);
+    return reserve(page(window, first), length_bytes, window->is_private, MAP_FIXED, &ignored);
 }
 
 static int drop_all_but_copies(struct window *window, uint64_t first, uint64_t end, bool gather)
@@ -143,7 +162,12 @@ static int try_to_drop(struct window *window, uint64_t first, uint64_t end, bool
  * accessible again after the next Map of their page. */
 static void close_off(struct window *window, uint64_t first, uint64_t end, bool even_cows)
 {
-    int error = mprotect(page(window, 0), window->reach_pages * page_size_bytes(), PROT_NONE) ? errno : 0;
+    int error = 0;
+
+    if (window->by_userfaultfd)
+        error = windows_use_spare() ? reserve_pages(window, 0, window->reach_pages) : ENOMEM;
+    else if (mprotect(page(window, 0), window->reach_pages * page_size_bytes(), PROT_NONE))
+        error = errno;
 
     if (!error && window->is_private && even_cows && /* this needs no VMA */
         madvise(page(window, first), (end - first) * page_size_bytes(), MADV_DONTNEED))
@@ -266,6 +290,49 @@ static int map_over(void *address, uint64_t length_bytes, int prot, int fd, uint
     return madvise(address, length_bytes, MADV_DONTFORK) ? errno : 0;
 }
 
+/* Zeroes such that a store to one is a fault, which PROT_READ is not where faults arrive through userfaultfd(2). They take
+ * memory: where there are many, they go, if none is pinned. Needs no lock. `*mapped_end`: where they end. 0 or an errno. */
+static int map_zeroes(struct window *window, uint64_t first, uint64_t end, uint64_t *mapped_end)
+{
+    uint64_t page_size = page_size_bytes(), mapped = 0;
+    int error;
+
+    if (atomic_load(&window->zeroes_pages) > ZEROES_PAGES_MAX && !window->kept) {
+        atomic_store(&window->zeroes_pages, 0); /* frames only leave the page table, and the kernel finds them again */
+        madvise(page(window, 0), window->reach_pages * page_size, MADV_DONTNEED);
+    }
+    error = userfaultfd_map_zeroes(page(window, first), (end - first) * page_size, &mapped);
+    atomic_fetch_add(&window->zeroes_pages, mapped / page_size);
+    *mapped_end = first + mapped / page_size;
+    return error;
+}
+
+/* As window_map(), of frames that may not be stored to. */
+static int map_hole(struct window *window, uint64_t first, uint64_t end, const struct frames *frames,
+                    uint64_t *end_pgoff)
+{
+    bool in_sequence = frames->wanted_pgoff == window->sequence_pgoff;
+    uint64_t mapped_end;
+    int error;
+
+    if (!frames->is_hole)
+        return ENOTSUP;
+    if (frames->wanted_pgoff < first || frames->wanted_pgoff >= end)
+        return 0; /* nobody has asked for it */
+    first = frames->wanted_pgoff;
+    if (!in_sequence && end - first > ZEROES_PAGES_AROUND)
+        end = first + ZEROES_PAGES_AROUND;
+    window->mapped = true;
+    first -= window->pgoff;
+    end -= window->pgoff;
+    error = map_zeroes(window, first, end, &mapped_end);
+    if (error == ENOENT && !(error = reserve_pages(window, first, first + 1))) /* frames that nobody has taken out */
+        error = map_zeroes(window, first, first + 1, &mapped_end);
+    if (end_pgoff)
+        *end_pgoff = window->pgoff + mapped_end;
+    return error;
+}
+
 static int map_pages(struct window *window, uint64_t first, uint64_t end, const struct frames *frames,
                      uint64_t offset_bytes, int prot)
 {
@@ -300,7 +367,7 @@ static int map_as_protected(struct window *window, uint64_t first, uint64_t end,
     return error;
 }
 
-int window_map(struct window *window, const struct frames *frames, bool make_room)
+int window_map(struct window *window, const struct frames *frames, bool make_room, uint64_t *end_pgoff)
 {
     uint64_t first = frames->pgoff, end = frames->pgoff + frames->length_pages;
     uint64_t offset_bytes;
@@ -308,6 +375,8 @@ int window_map(struct window *window, const struct frames *frames, bool make_roo
 
     if (!has_range(window) || !clip(window, &first, &end))
         return 0;
+    if (window->by_userfaultfd && window->writable && !(frames->prot & PROT_WRITE))
+        return map_hole(window, first, end, frames, end_pgoff);
     if (mappings >= mappings_max && !(make_room && windows_give_up_mappings(false)))
         return ENOMEM;
     offset_bytes = (frames->fd < 0 ? first : frames->pfn + (first - frames->pgoff)) * page_size_bytes();
@@ -323,6 +392,13 @@ int map_scratch(struct window *window, uint64_t first, uint64_t end, bool writab
     uint64_t length_bytes = (end - first) * page_size_bytes();
     int prot = PROT_READ | (writable ? PROT_WRITE : 0);
 
+    uint64_t mapped_end;
+
+    if (window->by_userfaultfd && window->writable && !writable) /* so that a store to it is a fault */
+        if (map_zeroes(window, first, end, &mapped_end) != ENOENT)
+            return 0;
+    if (window->by_userfaultfd && window->writable)
+        prot |= PROT_WRITE; /* in the place of a frame that is gone */
     if (!window->is_private)
         return map_over(page(window, first), length_bytes, prot, -1, 0, false);
     extend_touched(window, first, end);

@@ -9,6 +9,8 @@
 
 #include "window.h"
 
+#include "userfaultfd.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -85,6 +87,19 @@ static int reserve_ahead(uint64_t length_pages, bool is_private, void **reserved
     return error;
 }
 
+/* Where faults arrive through userfaultfd(2): makes reserved pages, which nobody accesses yet, such that do. */
+static int arm(struct window *window, uint64_t first, uint64_t end)
+{
+    int access = PROT_READ | (window->writable ? PROT_WRITE : 0), error = 0;
+
+    for (uint64_t next = end; window->by_userfaultfd && first < end && !error; first = next, next = end) {
+        int prot = protection_at(window, first, &next) & access;
+
+        error = userfaultfd_arm((void *)(window->base + first * page_size), (next - first) * page_size, prot);
+    }
+    return error;
+}
+
 bool clip(const struct window *window, uint64_t *pgoff, uint64_t *end)
 {
     uint64_t window_end = window->pgoff + window->length_pages;
@@ -108,12 +123,21 @@ int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t l
 
     windows_lock();
     error = is_private ? private_init() : 0;
+    if (!error && is_private && pager->config.by_userfaultfd)
+        error = ENOTSUP;
     if (!error)
         error = reserve_ahead(length_pages, is_private, &base, &reserved_pages);
     if (!error && !(window = take_free_window()))
         error = ENOMEM;
     if (!error) {
         window->base = (uintptr_t)base;
+        window->writable = writable;
+        window->by_userfaultfd = pager->config.by_userfaultfd;
+        atomic_store(&window->protections, NULL);
+        if ((error = arm(window, 0, length_pages)))
+            give_back_window(window);
+    }
+    if (!error) {
         window->length_pages = length_pages;
         window->pgoff = pgoff;
         window->reserved_pages = reserved_pages;
@@ -123,11 +147,9 @@ int window_open(struct pager *pager, uint64_t vma_id, uint64_t pgoff, uint64_t l
         atomic_store(&window->touched_end, 0);
         window->vma_id = vma_id;
         window->serial = ++last_serial;
-        window->writable = writable;
         window->pager = pager;
         window->object = object;
         window->is_out = false;
-        atomic_store(&window->protections, NULL);
         window->mappings = 0;
         window->mapped = false;
         window->sequence_pgoff = UINT64_MAX;
@@ -169,19 +191,28 @@ static void drop_for_ever(struct window *window)
         drop_pages(window, 0, window->reach_pages, true);
 }
 
+/* Makes inaccessible what no view can have reached: it may be the reservation of a window with faults of another way. */
+static bool is_reserved_again(struct window *window)
+{
+    void *reserved;
+
+    return !reserve((void *)window->base, window->reach_pages * page_size, false, MAP_FIXED, &reserved);
+}
+
 /* Takes the window's address space away from it, with all that is mapped there. An access finds the window or the closed
  * range at any moment. Who is about to put a scratch page there is waited for, or sees that it is another window. */
 static void retire_range(struct window *window)
 {
     uint64_t reach_bytes = window->is_out ? window->reach_pages * page_size : 0;
     bool kept = closed_add(window->base, reach_bytes, window->reserved_pages * page_size,
-                           window->pager->config.sigbus, window->is_out ? window->object : NULL);
+                           &window->pager->config, window->is_out ? window->object : NULL);
 
     clear_range(window);
     atomic_store(&window->serial, 0);
     await_scratch(window);
     if (kept || munmap((void *)window->base, window->reserved_pages * page_size)) /* no VMA left to cut it out */
-        drop_for_ever(window);
+        if (!window->by_userfaultfd || window->is_out || !is_reserved_again(window))
+            drop_for_ever(window);
     forget_mappings(window);
     forget_scratch(window);
 }
@@ -200,8 +231,10 @@ static int move_window(struct window *window, uint64_t length_pages)
     window->is_out = false;
     window->reserved_pages = reserved_pages;
     window->reach_pages = 0;
-    set_range(window, (uintptr_t)base, length_pages);
-    return 0;
+    window->base = (uintptr_t)base;
+    error = arm(window, 0, length_pages);
+    set_range(window, window->base, length_pages);
+    return error;
 }
 
 int window_resize(struct window *window, uint64_t length_pages, bool may_move)
@@ -215,9 +248,11 @@ int window_resize(struct window *window, uint64_t length_pages, bool may_move)
         if (length_pages < window->length_pages)
             drop_pages(window, length_pages, window->length_pages, true);
         protection_cut(window, length_pages);
+        error = arm(window, window->reach_pages, length_pages);
         if (may_move && !window->is_out) /* nobody has an address past the end */
             window->reach_pages = 0;
-        set_range(window, window->base, length_pages);
+        if (!error)
+            set_range(window, window->base, length_pages);
     } else if (may_move && !window->is_private) { /* copies cannot move */
         error = move_window(window, length_pages);
     } else {
@@ -305,10 +340,18 @@ static void reserve_again(struct window *window)
         return;
     if (window->is_private)
         drop_pages(window, 0, window->reach_pages, false);
-    else if (reserve(base, length_bytes, false, MAP_FIXED_NOREPLACE, &reserved) && reserved == MAP_FAILED)
+    else if ((reserve(base, length_bytes, false, MAP_FIXED_NOREPLACE, &reserved) && reserved == MAP_FAILED) ||
+             arm(window, 0, window->reach_pages))
         clear_range(window);
     forget_mappings(window);
     forget_scratch(window);
+}
+
+static bool any_by_userfaultfd;
+
+static void look_for_userfaultfd(struct window *window)
+{
+    any_by_userfaultfd |= has_range(window) && window->by_userfaultfd;
 }
 
 static void before_fork(void)
@@ -324,6 +367,9 @@ static void after_fork_in_parent(void)
 static void after_fork_in_child(void)
 {
     private_after_fork_in_child();
+    any_by_userfaultfd = closed_any_by_userfaultfd();
+    for_each_window(look_for_userfaultfd);
+    userfaultfd_after_fork_in_child(any_by_userfaultfd); /* where it fails, so does arm() */
     for_each_window(reserve_again);
     closed_after_fork_in_child();
     pagers_after_fork_in_child();

@@ -41,7 +41,8 @@ void closed_after_fork_in_child(void);
 /* With windows_lock() held: */
 /* Keeps a range that was a window's, of which views can have reached the first `reach_bytes`: always while there is an
  * owner, the Window object, and after that for as long as can be. False: no memory. */
-bool closed_add(uintptr_t base, uint64_t reach_bytes, uint64_t reserved_bytes, bool sigbus, const void *owner);
+bool closed_add(uintptr_t base, uint64_t reach_bytes, uint64_t reserved_bytes, const struct pager_config *config,
+                const void *owner);
 void closed_disown(const void *owner);
 /* Gives address space back to the kernel. False: there is none that may be. */
 bool closed_give_back(void);
@@ -50,6 +51,7 @@ uint64_t closed_take_rest(uint64_t bytes_min, uint64_t bytes_max, uintptr_t *bas
 /* Needs no lock: whether any of it is kept. */
 bool closed_overlaps(uintptr_t start, uintptr_t end);
 bool closed_any(void);
+bool closed_any_by_userfaultfd(void);
 void closed_drop_scratch(void);
 
 /* --- protections (protection.c) ----------------------------------------------------------------------------------- */
