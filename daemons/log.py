@@ -21,6 +21,9 @@ MESSAGE_CHARS_MAX: Final = 500
 """A line is shorter than what a pipe that is writable takes as a whole (PIPE_BUF, 4096 bytes)."""
 
 logger: Final = logging.getLogger("dax_mp.coordinator")
+logger.addHandler(logging.NullHandler())  # without any, logging would print warnings on stderr
+logger.propagate = False
+logger.setLevel(logging.CRITICAL)  # until there is a Log
 
 
 def event(level: int, name: str, text: str, **fields: object) -> None:
@@ -54,8 +57,7 @@ class Log(logging.Handler):
         self._second = 0
         self._lines = 0
         logger.setLevel(level.upper())
-        logger.propagate = False
-        logger.handlers = [self]
+        logger.addHandler(self)
 
     def reopen(self) -> None:
         """Go on in a new file of the same name, when the old one has been renamed (logrotate)."""
@@ -81,7 +83,7 @@ class Log(logging.Handler):
         self._missing += 1
 
     def close(self) -> None:
-        logger.handlers = []
+        logger.removeHandler(self)
         if self._path != STDERR and self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

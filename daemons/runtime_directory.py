@@ -113,9 +113,9 @@ class RuntimeDirectory:
     def remove(self) -> None:
         """Remove the sockets, the session files, the lock file, and the directory if a coordinator made it.
 
-        Where somebody has removed the lock file, the directory's content is no longer ours: nothing is removed then.
+        Where another lock file has taken the place of ours, what is there is a successor's: nothing is removed then.
         """
-        if _is_named(self._lock_fd, LOCK_NAME, self.fd):
+        if _is_named(self._lock_fd, LOCK_NAME, self.fd) or self._lock_anew():
             self._remove_files()
             os.unlink(LOCK_NAME, dir_fd=self.fd)  # from now on another one may claim the directory, and leave it again
             made_by_a_coordinator = os.fstat(self.fd).st_mode & stat.S_ISVTX
@@ -127,6 +127,21 @@ class RuntimeDirectory:
                         raise
         os.close(self._lock_fd)
         os.close(self.fd)
+
+    def _lock_anew(self) -> bool:
+        """Somebody has removed the lock file: make another, and lock it. False where a successor has made one."""
+        try:
+            lock_fd = _lock(self.path, self.fd)
+        except OSError:
+            return False
+        if lock_fd is None:
+            return False
+        if os.fstat(lock_fd).st_size:  # of a successor that is dead: it names regions, and stays for that
+            os.close(lock_fd)
+            return False
+        os.close(self._lock_fd)
+        self._lock_fd = lock_fd
+        return True
 
     def _remove_leftovers(self) -> None:
         """Precondition: the lock is held, so whoever made these is dead."""

@@ -112,6 +112,14 @@ def test_warnings_go_to_stderr_by_default(endpoint: str) -> None:
     assert "warning: refused " in said
 
 
+def test_a_coordinator_that_a_launcher_started_is_quiet(serve: Serve) -> None:
+    coordinator = serve()
+    with RawPeer(coordinator.endpoint, locked=False) as peer:
+        assert peer.hello().errno == errno.EACCES
+    assert coordinator.end() == 0
+    assert coordinator.stderr == ""
+
+
 def test_a_log_that_nobody_reads_holds_nothing_up(endpoint: str) -> None:
     """A full pipe: lines are lost, and the next one that is not says how many."""
     command = serve_command("--endpoint", endpoint, "--size", "4MiB", "--log-level", "debug")

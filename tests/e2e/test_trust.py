@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -288,6 +289,27 @@ def test_a_coordinator_removes_nothing_of_its_successor(serve: Serve, endpoint: 
     assert not os.path.exists(endpoint)
     if how == "renamed":
         assert os.listdir(endpoint + ".old") == []
+
+
+def test_a_coordinator_whose_lock_file_was_removed_leaves_nothing(serve: Serve, endpoint: str) -> None:
+    coordinator = serve()
+    os.unlink(f"{endpoint}/coordinator.lock")
+    assert coordinator.end() == 0
+    assert not os.path.exists(endpoint)
+
+
+def test_what_a_successor_left_is_not_lost_with_its_lock_file(serve: Serve, endpoint: str) -> None:
+    """The successor was killed, and its regions are known from its lock file alone."""
+    first = serve()
+    os.unlink(f"{endpoint}/coordinator.lock")
+    successor = serve()
+    assert successor.error is None
+    regions = successor.region_names
+    successor.end(signal.SIGKILL)
+    assert first.end() == 0
+    assert all(map(os.path.exists, regions))
+    assert serve().error is None
+    assert not any(map(os.path.exists, regions))
 
 
 # --- the default endpoint ---------------------------------------------------------------------------------------------
