@@ -1,8 +1,11 @@
 """Every example in the README runs as it stands, and in the 64 MB of /dev/shm that a container has."""
 
 import functools
+import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,8 @@ from typing import Final
 
 import pytest
 
-import dax_mp
+from coordinator_process import wait_until
+from dax_mp.clients import cli
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PYTHON_EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -43,21 +47,24 @@ def test_there_are_examples() -> None:
     assert len(PYTHON_EXAMPLES[0].splitlines()) <= 12
 
 
-def test_a_device_of_the_console_example_fits_into_64_mb_of_shm() -> None:
-    size = CONSOLE_COMMANDS[0].partition("--size ")[2].split()[0]
-    code = f"import dax_mp; dax_mp.launch({size!r}).close()"
-    subprocess.run([*in_small_shm(), sys.executable, "-P", "-c", code], check=True, timeout=60)
-
-
-def test_console_example(tmp_path: Path) -> None:
-    """The commands after `serve`, against a coordinator as `serve` starts it."""
+def test_console_example_in_64_mb_of_shm(endpoint: str, tmp_path: Path) -> None:
+    """The block as it stands, pasted into a shell."""
     (tmp_path / "README.md").write_text(README)
-    assert CONSOLE_COMMANDS[0].startswith("dax-mp serve --size ")
-    command = [sys.executable, "-m", "dax_mp"]
-    with dax_mp.launch(size="16MiB") as daemon:
-        environment = {**os.environ, "DAX_MP_ENDPOINT": daemon.endpoint}
-        for line in CONSOLE_COMMANDS[1:]:
-            program, *arguments = line.split()
-            assert program == "dax-mp"
-            subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, check=True, timeout=60)
+    assert CONSOLE_COMMANDS[0] == "dax-mp serve --size 32MiB --daemonize"
+    function = f'dax-mp() {{ {shlex.quote(sys.executable)} -m dax_mp "$@"; }}'
+    script = "\n".join(["set -e", function, *CONSOLE_COMMANDS])
+    environment = {**os.environ, "DAX_MP_ENDPOINT": endpoint}
+    try:
+        command = [*in_small_shm(), "bash", "-c", script]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    finally:
+        lock = Path(endpoint, "coordinator.lock")
+        if lock.exists():
+            os.kill(json.loads(lock.read_text())["pid"], signal.SIGTERM)
+            wait_until(lambda: not lock.exists())
     assert (tmp_path / "copy.md").read_text() == README
+
+
+def test_each_command_is_in_the_readme() -> None:
+    for name in cli.commands.commands:
+        assert f"`{name}`" in README or f"dax-mp {name}" in README, name
