@@ -30,7 +30,7 @@ def complain(text: str) -> None:
 def one_line(error: OSError | ValueError) -> str:
     if not isinstance(error, OSError):
         return " ".join(str(error).split())
-    names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    names = " -> ".join(str(name) or "''" for name in (error.filename, error.filename2) if name is not None)
     text = error.strerror or str(error)
     return f"{names}: {text}" if names else text
 

@@ -51,10 +51,12 @@ def open_in_place(path: str) -> int | None:
 
 
 def followed(path: str) -> str:
-    """The path without links, but for a last one of procfs, which leads where no path need lead. Raises OSError ELOOP.
+    """The path without links, but for a last one of procfs, which leads where no path need lead.
 
-    It is the path of a file that is not there, where a link leads to none.
+    It is the path of a file that is not there, where a link leads to none. Raises OSError: ELOOP, ENOENT for no path.
     """
+    if not path:
+        raise os_error(errno.ENOENT)
     for _ in range(_LINKS_MAX):
         directory = os.path.realpath(os.path.dirname(path))
         path = os.path.join(directory, os.path.basename(path))

@@ -248,6 +248,8 @@ def test_messages_name_the_users_file(command: CommandLine, session: dax_mp.Sess
     store(session, "file", b"content")
     missing = tmp_path / "missing" / "file"
     assert command.fail("get", "file", str(missing)) == f"dax-mp: {missing}: No such file or directory\n"
+    assert command.fail("get", "file", "") == "dax-mp: '': No such file or directory\n"
+    assert command.fail("put", "", "other") == "dax-mp: '': No such file or directory\n"
     assert command.fail("get", "file", "/proc/version") == "dax-mp: /proc/version: No such file or directory\n"
     assert command.fail("put", str(tmp_path)) == f"dax-mp: {tmp_path}: Is a directory\n"
     with dax_mp.launch("4MiB") as daemon:
