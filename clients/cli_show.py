@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
@@ -43,6 +44,9 @@ def show_file(file: FileStat, page_size: int, json_output: bool) -> None:
         ("size", f"{file.size_bytes} ({format_size(file.size_bytes)})"),
         ("blocks", f"{file.blocks} ({format_size(file.blocks * page_size)})"),
         ("mapped by", mappers or "nobody"),
+        ("accessed", _time(file.atime_ns)),
+        ("modified", _time(file.mtime_ns)),
+        ("changed", _time(file.ctime_ns)),
     ]
     print_table(None, rows)
 
@@ -80,6 +84,13 @@ def show_device(device: DeviceStat, json_output: bool) -> None:
         f"hole policy {device.hole_policy}, pages of {format_size(device.page_size)}\n"
     )
     print_table(("event", "count"), sorted(device.counters.items()))
+
+
+def _time(time_ns: int) -> str:
+    """As stat(1) has it."""
+    seconds, rest_ns = divmod(time_ns, 10**9)
+    local = time.localtime(seconds)
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', local)}.{rest_ns:09d} {time.strftime('%z', local)}"
 
 
 def _count(number: int, noun: str) -> str:

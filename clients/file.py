@@ -117,9 +117,24 @@ class DaxFile(FileRanges):
         """The file's size, blocks and mappers; also when it has been unlinked."""
         return self._open().stat()
 
-    def extents(self) -> list[Extent]:
-        """Where the file has blocks, by offset. The rest of it is holes."""
-        return self._open().extents()
+    def utime(self, ns: tuple[int, int] | None = None) -> None:
+        """Set atime and mtime, in nanoseconds since the epoch; None: both to now, by the coordinator's clock.
+
+        Raises OSError EINVAL for times that cannot be.
+        """
+        if ns is not None:
+            ns = operator.index(ns[0]), operator.index(ns[1])
+            if not 0 <= min(ns) <= max(ns) <= OFFSET_BYTES_MAX:
+                raise os_error(errno.EINVAL, filename=self.name)
+        self._open().utime(ns)
+
+    def extents(self, unwritten: bool = False) -> list[Extent]:
+        """Where the file has blocks, by offset. The rest of it is holes, and reads as such also where it is allocated.
+
+        unwritten: with those extents, which `fallocate` and `zero_range` have made and nothing has been stored to.
+        """
+        extents = self._open().extents()
+        return sorted(extents + self._open().extents(unwritten=True)) if unwritten else extents
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"mode {self.mode!r}"

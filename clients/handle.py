@@ -94,15 +94,26 @@ class Handle:
     def fsync(self) -> None:
         self.session.channel.request(messages.Fsync, self.number, filename=self.name)
 
-    def extents(self) -> list[Extent]:
+    def utime(self, ns: tuple[int, int] | None) -> None:
+        """ns: atime and mtime; None: now."""
+        request = self.session.channel.request
+        request(messages.Utime, self.number, int(ns is None), *(ns or (0, 0)), filename=self.name)
+
+    def msync(self, vma_id: int) -> None:
+        self.session.channel.request(messages.Msync, vma_id, filename=self.name)
+
+    def extents(self, unwritten: bool = False) -> list[Extent]:
+        """unwritten: those that read as holes, else the others."""
         page_size = self.session.page_size
         extents: list[Extent] = []
         after_pgoff = 0
         while True:
-            flat = self.session.channel.request(messages.Extents, self.number, after_pgoff, filename=self.name)
+            flat = self.session.channel.request(
+                messages.Extents, self.number, after_pgoff, int(unwritten), filename=self.name
+            )
             numbers = iter(flat)
             for pgoff, length_pages, pfn in zip(numbers, numbers, numbers, strict=True):
-                extents.append(Extent(pgoff * page_size, length_pages * page_size, pfn))
+                extents.append(Extent(pgoff * page_size, length_pages * page_size, pfn, unwritten))
                 after_pgoff = pgoff + length_pages
             if len(flat) < 3 * LIST_ENTRIES_MAX:
                 return extents

@@ -106,7 +106,7 @@ class Mapping(MappingCursor):
             return
         if offset % handle.session.page_size:
             raise os_error(errno.EINVAL, filename=self.name)
-        handle.fsync()
+        handle.msync(self.vma_id)
 
     def resize(self, newsize: int, /) -> None:
         """Give file and mapping another length: the file then ends where the mapping does.

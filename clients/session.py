@@ -37,7 +37,7 @@ from dax_mp.clients.file import DaxFile
 from dax_mp.clients.names import check_name
 from dax_mp.clients.page_table import Backing, FileId
 from dax_mp.clients.signals import keep_fault_handler_first
-from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps
+from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps, read_maps
 from dax_mp.endpoint import pager_path
 from dax_mp.errors import os_error
 
@@ -265,6 +265,11 @@ class Session:
         text = check_name(name)
         return FileStat.from_reply(self.channel.request(messages.Stat, text, filename=text))
 
+    def utime(self, name: str | os.PathLike[str], ns: tuple[int, int] | None = None) -> None:
+        """`DaxFile.utime` of the file of that name. Raises FileNotFoundError."""
+        with self.open(name) as file:
+            file.utime(ns)
+
     def unlink(self, name: str | os.PathLike[str]) -> None:
         """Take the name away. The file lives on until the last handle and mapping is gone. Raises FileNotFoundError."""
         text = check_name(name)
@@ -287,18 +292,7 @@ class Session:
     def maps(self, name: str | os.PathLike[str]) -> list[VmaMaps]:
         """Every VMA, of every process, that has the file mapped: the coordinator's rmap. Raises FileNotFoundError."""
         text = check_name(name)
-        vmas: list[VmaMaps] = []
-        vma_id = pgoff = 0
-        while True:
-            replies = self.channel.request(messages.Maps, text, vma_id, pgoff, filename=text)
-            if not replies:
-                return vmas
-            for vma in map(VmaMaps.from_reply, replies):
-                if vmas and vmas[-1].vma_id == vma.vma_id:  # its page table did not fit into one reply
-                    vmas[-1].mapped.extend(vma.mapped)
-                else:
-                    vmas.append(vma)
-            vma_id, pgoff = vmas[-1].next_request()
+        return read_maps(self.channel.request, text)
 
     def statfs(self) -> DeviceStat:
         """The device: how much is free, who is there, and what has happened since the coordinator started."""

@@ -3,8 +3,10 @@
 All counts of pages are of pages of `Session.page_size` bytes.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dax_mp import messages
 from dax_mp.messages import Access, Target
 
 
@@ -25,6 +27,13 @@ class FileStat(NamedTuple):
     blocks: int
     """Pages of the PMem region that it has: its holes have none."""
     nlink: int
+    atime_ns: int
+    """Of the last read or new mapping, as relatime has it; of the coordinator's clock, since the epoch."""
+    mtime_ns: int
+    """Of the last change of contents or size. A store through a mapping counts at its write fault and at a flush.
+    There is no such fault where a load has mapped the block already."""
+    ctime_ns: int
+    """Of the last change of those, of its name or of its attributes."""
     mappers: list[Mapper]
 
     @classmethod
@@ -40,6 +49,8 @@ class Extent(NamedTuple):
     length_bytes: int
     frame: int
     """The first block's frame in the PMem region."""
+    unwritten: bool = False
+    """Allocated, and still read as a hole."""
 
 
 class MappedRange(NamedTuple):
@@ -102,3 +113,19 @@ class DeviceStat(NamedTuple):
     @classmethod
     def from_reply(cls, reply: dict[str, Any]) -> "DeviceStat":
         return cls(**{field: reply[field] for field in cls._fields})
+
+
+def read_maps(request: Callable[..., Any], name: str) -> list[VmaMaps]:
+    """All that Maps has to tell of a file, in as many requests as that takes. request: `Channel.request`."""
+    vmas: list[VmaMaps] = []
+    vma_id = pgoff = 0
+    while True:
+        replies = request(messages.Maps, name, vma_id, pgoff, filename=name)
+        if not replies:
+            return vmas
+        for vma in map(VmaMaps.from_reply, replies):
+            if vmas and vmas[-1].vma_id == vma.vma_id:  # its page table did not fit into one reply
+                vmas[-1].mapped.extend(vma.mapped)
+            else:
+                vmas.append(vma)
+        vma_id, pgoff = vmas[-1].next_request()

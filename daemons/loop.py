@@ -113,6 +113,7 @@ class Loop:
             now_s = self._clock.advance()
             self._pager.tick(now_s)
             self._control.tick(now_s)
+            self._coordinator.fs.now_ns = time.time_ns()
             self._coordinator.tick(now_s)
             self._carry_out_effects()
             if self._processes.fileno() in ready:

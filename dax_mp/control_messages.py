@@ -87,7 +87,7 @@ class Close(NamedTuple):
 
 @schema.register(36, schema.U32, schema.name)
 class Stat(NamedTuple):
-    """Reply: a mapping with ino, name, size_bytes, blocks, nlink, mappers. ENOENT."""
+    """Reply: a mapping with ino, name, size_bytes, blocks, nlink, atime_ns, mtime_ns, ctime_ns, mappers. ENOENT."""
 
     request_id: int
     name: str
@@ -194,13 +194,17 @@ class Seek(NamedTuple):
     whence: int
 
 
-@schema.register(46, schema.U32, schema.UINT, schema.UINT)
+@schema.register(46, schema.U32, schema.UINT, schema.UINT, 1)
 class Extents(NamedTuple):
-    """The extents from page `after_pgoff` on. Reply: flat, (pgoff, length_pages, pfn) each. EBADF."""
+    """The extents from page `after_pgoff` on; unwritten: those that read as holes, else the others.
+
+    Reply: flat, (pgoff, length_pages, pfn) each. EBADF.
+    """
 
     request_id: int
     handle: int
     after_pgoff: int
+    unwritten: int = 0
 
 
 @schema.register(49, schema.U32, schema.UINT)
@@ -288,6 +292,17 @@ class EndIo(NamedTuple):
     done_bytes: int
 
 
+@schema.register(98, schema.U32, schema.UINT, 1, schema.UINT, schema.UINT)
+class Utime(NamedTuple):
+    """Set the file's times, as utimensat(2); now: to now, whatever the numbers say. Reply: None. EBADF."""
+
+    request_id: int
+    handle: int
+    now: int
+    atime_ns: int
+    mtime_ns: int
+
+
 @schema.register(61, schema.U32, schema.UINT, schema.name, schema.data(XATTR_BYTES_MAX))
 class Setxattr(NamedTuple):
     """Keep a value with the file. Reply: None. EBADF, ENOSPC (too many)."""
@@ -366,6 +381,7 @@ FileRequest = (
     | BeginWrite
     | BeginRead
     | EndIo
+    | Utime
     | Setxattr
     | Getxattr
     | Listxattr

@@ -73,6 +73,8 @@ def _copy(
         extend(fs, inode, offset_bytes)
         extend(fs, inode, offset_bytes + length_bytes)
         fs.device.overwrite_bytes(inode, offset_bytes, data)
+        source.accessed(fs.now_ns)
+        inode.modified(fs.now_ns)
     finally:
         inode.entry_locks.release_all(locked)
     return length_bytes

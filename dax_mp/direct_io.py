@@ -42,6 +42,7 @@ def begin_read(
     """Lend the blocks of a range to be loaded from, as far as the file goes. Returns the lease's id, and them."""
     if granted := inode.rwsem.acquire_shared():
         yield granted
+    inode.accessed(fs.now_ns)
     end_bytes = max(offset_bytes, min(offset_bytes + length_bytes, inode.size_bytes))
     lease = Lease(session, inode, offset_bytes, end_bytes, fs.timers.now_s)
     pieces = _lend(lease, inode.block_map.pieces(*inode.pages_of(offset_bytes, end_bytes)))
@@ -72,6 +73,7 @@ def begin_write(
         inode.entry_locks.release_all(locked)
         inode.rwsem.release_exclusive()
         raise
+    inode.modified(fs.now_ns)  # what it has may be stored to from now on
     both = sorted((*inode.block_map.pieces(*pages), *inode.unwritten.pieces(*pages)))
     pieces = _lend(lease, iter(both))
     return _register(fs, lease), start_bytes, pieces
@@ -130,6 +132,7 @@ def end(fs: FileSystem, session: Session, io_id: int, done_bytes: int) -> Steps[
     try:
         if lease.write and done_bytes:
             yield from _convert(fs, lease, lease.start_bytes + done_bytes)
+            inode.modified(fs.now_ns)
     finally:
         _release(fs, lease)
         fs.put(inode)

@@ -49,6 +49,7 @@ def fallocate(fs: FileSystem, inode: Inode, mode: FallocateMode, offset_bytes: i
                 yield from _zero(fs, inode, offset_bytes, end_bytes)
             if not mode & FallocateMode.KEEP_SIZE:
                 extend(fs, inode, end_bytes)
+        inode.modified(fs.now_ns)
     finally:
         inode.rwsem.release_exclusive()
 

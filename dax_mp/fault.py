@@ -48,6 +48,8 @@ def handle_fault(fs: FileSystem, vma: Vma, fault: Fault) -> Steps[None]:
         if granted := inode.entry_locks.acquire(pgoff):
             yield granted
         try:
+            if fault.write:
+                inode.modified(fs.now_ns)
             if delay := fs.delays.at("fault.entry_locked"):
                 yield delay
             if inode.block_map.get(pgoff) is not None:

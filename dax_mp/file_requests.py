@@ -57,7 +57,9 @@ def seek(_fs: FileSystem, session: Session, request: messages.Seek) -> int:
 
 def extents(_fs: FileSystem, session: Session, request: messages.Extents) -> list[int]:
     flat: list[int] = []
-    for start, end, pfn in inode_of(session, request.handle).block_map.pieces(request.after_pgoff, OFFSET_BYTES_MAX):
+    inode = inode_of(session, request.handle)
+    block_map = inode.unwritten if request.unwritten else inode.block_map
+    for start, end, pfn in block_map.pieces(request.after_pgoff, OFFSET_BYTES_MAX):
         flat += (start, end - start, pfn)
         if len(flat) >= 3 * LIST_ENTRIES_MAX:
             break
@@ -87,11 +89,20 @@ def fsync(_fs: FileSystem, session: Session, request: messages.Fsync) -> None:
     inode_of(session, request.handle)  # stores are in the region already, and the region is as durable as it gets
 
 
-def setxattr(_fs: FileSystem, session: Session, request: messages.Setxattr) -> None:
-    xattrs = inode_of(session, request.handle).xattrs
+def utime(fs: FileSystem, session: Session, request: messages.Utime) -> None:
+    inode = inode_of(session, request.handle)
+    inode.atime_ns = fs.now_ns if request.now else request.atime_ns
+    inode.mtime_ns = fs.now_ns if request.now else request.mtime_ns
+    inode.ctime_ns = fs.now_ns
+
+
+def setxattr(fs: FileSystem, session: Session, request: messages.Setxattr) -> None:
+    inode = inode_of(session, request.handle)
+    xattrs = inode.xattrs
     if request.name not in xattrs and len(xattrs) >= XATTRS_PER_FILE_MAX:
         raise os_error(errno.ENOSPC, f"a file has at most {XATTRS_PER_FILE_MAX} attributes")
     xattrs[request.name] = request.value
+    inode.ctime_ns = fs.now_ns
 
 
 def getxattr(_fs: FileSystem, session: Session, request: messages.Getxattr) -> bytes:
@@ -105,9 +116,11 @@ def listxattr(_fs: FileSystem, session: Session, request: messages.Listxattr) ->
     return sorted(inode_of(session, request.handle).xattrs)
 
 
-def removexattr(_fs: FileSystem, session: Session, request: messages.Removexattr) -> None:
-    if inode_of(session, request.handle).xattrs.pop(request.name, None) is None:
+def removexattr(fs: FileSystem, session: Session, request: messages.Removexattr) -> None:
+    inode = inode_of(session, request.handle)
+    if inode.xattrs.pop(request.name, None) is None:
         raise os_error(errno.ENODATA)
+    inode.ctime_ns = fs.now_ns
 
 
 FILE_REQUESTS: Final[dict[type[Any], Callable[[FileSystem, Session, Any], Any]]] = {
@@ -122,6 +135,7 @@ FILE_REQUESTS: Final[dict[type[Any], Callable[[FileSystem, Session, Any], Any]]]
     messages.Seek: seek,
     messages.Extents: extents,
     messages.Fsync: fsync,
+    messages.Utime: utime,
     messages.Setxattr: setxattr,
     messages.Getxattr: getxattr,
     messages.Listxattr: listxattr,

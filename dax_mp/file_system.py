@@ -37,6 +37,8 @@ class FileSystem:
         self.device = device
         self.ack_timeout_s = ack_timeout_s
         """How long a process may keep others waiting."""
+        self.now_ns = 0
+        """Of the wall clock, for the times of files. The daemon sets it before each turn."""
         self.scheduler = Scheduler()
         self.timers = Timers(self.scheduler)
         self.delays = Delays(self.scheduler, self.timers)
@@ -55,7 +57,8 @@ class FileSystem:
         """A new, empty file; None: without a name. Raises OSError EINVAL for a name that is none."""
         if name is not None:
             self._check_name(name)
-        inode = self.inodes[self._next_ino] = Inode(self._next_ino, name, self.device.page_size, self.scheduler)
+        ino, page_size = self._next_ino, self.device.page_size
+        inode = self.inodes[ino] = Inode(ino, name, page_size, self.scheduler, self.now_ns)
         self._next_ino += 1
         if name is not None:
             self.names[name] = inode
@@ -79,6 +82,7 @@ class FileSystem:
         inode = self.lookup(name)
         del self.names[name]
         inode.name = None
+        inode.ctime_ns = self.now_ns
         self._free_if_unused(inode)
 
     def rename(self, old: str, new: str, replace: bool) -> None:
@@ -108,6 +112,7 @@ class FileSystem:
             self.unlink(name)
         self.names[name] = inode
         inode.name = name
+        inode.ctime_ns = self.now_ns
 
     def _check_new_name(self, name: str, replace: bool) -> None:
         self._check_name(name)

@@ -1,6 +1,6 @@
 """A file: its size, its block map with holes, its locks, and its address_space."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dax_mp.address_space import AddressSpace
 from dax_mp.locks import EntryLocks, SharedLock
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from dax_mp.address_space import Pinned
 
 
+_RELATIME_NS: Final = 24 * 3600 * 10**9
+"""As of relatime in Linux."""
+
+
 class Inode:
     """A file of the device.
 
@@ -19,16 +23,21 @@ class Inode:
     size_bytes: changed under `rwsem` exclusive; when it shrinks, under `invalidate_lock` exclusive as well (I2).
     block_map, unwritten: see `blocks.py`; blocks come in under the page's entry lock, and go out, or to another page,
     under `invalidate_lock` exclusive.
+    atime_ns, mtime_ns, ctime_ns: as of stat(2), by the clock of `FileSystem.now_ns`. A store through a mapping counts
+    at its write fault, and at each msync while a page is mapped for stores: nobody hears of it else.
     pins: by id; they come and go under `rwsem` exclusive and at any time. unpinned: who waits for one to go.
     """
 
     __slots__ = (
+        "atime_ns",
         "block_map",
+        "ctime_ns",
         "entry_locks",
         "ephemeral",
         "ino",
         "invalidate_lock",
         "mapping",
+        "mtime_ns",
         "name",
         "page_size",
         "pins",
@@ -40,7 +49,7 @@ class Inode:
         "xattrs",
     )
 
-    def __init__(self, ino: int, name: str | None, page_size: int, scheduler: Scheduler) -> None:
+    def __init__(self, ino: int, name: str | None, page_size: int, scheduler: Scheduler, now_ns: int) -> None:
         self.ino = ino
         self.name = name
         """None before it has been linked, and once it is unlinked."""
@@ -55,9 +64,19 @@ class Inode:
         self.pins: dict[int, Pinned] = {}
         self.unpinned: list[Completion] = []
         self.mapping = AddressSpace()
+        self.atime_ns = self.mtime_ns = self.ctime_ns = now_ns
         self.rwsem = SharedLock(scheduler)
         self.invalidate_lock = SharedLock(scheduler)
         self.entry_locks = EntryLocks(scheduler)
+
+    def accessed(self, now_ns: int) -> None:
+        """It has been read, or mapped. As with relatime, atime follows when it is not younger than a change, or old."""
+        if self.atime_ns <= max(self.mtime_ns, self.ctime_ns) or now_ns - self.atime_ns >= _RELATIME_NS:
+            self.atime_ns = now_ns
+
+    def modified(self, now_ns: int) -> None:
+        """Its contents have been changed, or its size."""
+        self.mtime_ns = self.ctime_ns = now_ns
 
     @property
     def size_pages(self) -> int:

@@ -42,6 +42,7 @@ from dax_mp.control_messages import (
     Statfs,
     Truncate,
     Unlink,
+    Utime,
     Whence,
     Write,
 )
@@ -67,7 +68,7 @@ from dax_mp.schema import (
     decode,
     encode,
 )
-from dax_mp.vma_messages import Adopt, Mmap, Mremap, Munmap, MunmapRange, Pin, Unpin
+from dax_mp.vma_messages import Adopt, Mmap, Mremap, Msync, Munmap, MunmapRange, Pin, Unpin
 
 __all__ = [
     "CODES",
@@ -102,6 +103,7 @@ __all__ = [
     "Maps",
     "Mmap",
     "Mremap",
+    "Msync",
     "Munmap",
     "MunmapRange",
     "Open",
@@ -126,6 +128,7 @@ __all__ = [
     "Unmap",
     "UnmapAck",
     "Unpin",
+    "Utime",
     "Whence",
     "Write",
     "decode",

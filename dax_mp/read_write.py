@@ -24,6 +24,7 @@ def read(fs: FileSystem, inode: Inode, offset_bytes: int, length_bytes: int) -> 
     if granted := inode.rwsem.acquire_shared():
         yield granted
     try:
+        inode.accessed(fs.now_ns)
         end_bytes = min(offset_bytes + length_bytes, inode.size_bytes)
         return fs.device.read_bytes(inode, offset_bytes, end_bytes) if offset_bytes < end_bytes else b""
     finally:
@@ -64,6 +65,7 @@ def _write(fs: FileSystem, inode: Inode, start_bytes: int, data: bytes) -> Steps
             extend(fs, inode, start_bytes)
             extend(fs, inode, end_bytes)
         fs.device.write_bytes(inode, start_bytes, data)
+        inode.modified(fs.now_ns)
     finally:
         inode.entry_locks.release_all(locked)
 

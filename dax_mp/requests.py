@@ -69,6 +69,9 @@ def _stat(inode: Inode) -> dict[str, Any]:
         "size_bytes": inode.size_bytes,
         "blocks": inode.block_map.total() + inode.unwritten.total(),
         "nlink": int(inode.name is not None),
+        "atime_ns": inode.atime_ns,
+        "mtime_ns": inode.mtime_ns,
+        "ctime_ns": inode.ctime_ns,
         "mappers": [{"pid": session.pid, "vmas": vmas} for session, vmas in vmas_of.items()],
     }
 
@@ -113,6 +116,7 @@ def mmap(fs: FileSystem, session: Session, request: messages.Mmap) -> int:
     _check_length(inode, request.pgoff, request.length_pages)
     if len(session.vmas) >= VMAS_PER_SESSION_MAX:
         raise os_error(errno.ENOMEM)
+    inode.accessed(fs.now_ns)
     return add_vma(fs, session, inode, request.pgoff, request.length_pages, access, bool(request.private)).vma_id
 
 
@@ -143,6 +147,13 @@ def vma_of(session: Session, vma_id: int) -> Vma:
     if vma is None:
         raise os_error(errno.EINVAL, f"this process has no VMA {vma_id}")
     return vma
+
+
+def msync(fs: FileSystem, session: Session, request: messages.Msync) -> None:
+    """Stores are in the region already. Whether there were any is not known: where there may, they count as of now."""
+    vma = vma_of(session, request.vma_id)
+    if any(entry & Access.WRITE for _, _, entry in vma.page_table):
+        vma.inode.modified(fs.now_ns)
 
 
 def munmap(fs: FileSystem, session: Session, request: messages.Munmap) -> None:
@@ -256,6 +267,7 @@ REQUESTS: Final[dict[type[Any], Request]] = {
     messages.Rename: rename,
     messages.Link: link,
     messages.Mmap: mmap,
+    messages.Msync: msync,
     messages.Munmap: munmap,
     messages.MunmapRange: munmap_range,
     messages.Mremap: mremap,

@@ -24,6 +24,7 @@ def truncate(fs: FileSystem, inode: Inode, size_bytes: int) -> Steps[None]:
             yield from _truncate_down(fs, inode, size_bytes)
         else:
             extend(fs, inode, size_bytes)
+        inode.modified(fs.now_ns)
     finally:
         inode.rwsem.release_exclusive()
 

@@ -23,6 +23,17 @@ class Mmap(NamedTuple):
     private: int
 
 
+@schema.register(99, schema.U32, schema.UINT)
+class Msync(NamedTuple):
+    """Reply: None, when all that was stored through the VMA is as durable as the region is; it counts as of now.
+
+    EINVAL.
+    """
+
+    request_id: int
+    vma_id: int
+
+
 @schema.register(48, schema.U32, schema.UINT)
 class Munmap(NamedTuple):
     """The process has dropped every translation of the VMA and ignores any that is on its way. Reply: None. EINVAL."""
@@ -85,4 +96,4 @@ class Adopt(NamedTuple):
     parent_token: bytes
 
 
-VmaRequest = Mmap | Munmap | Mremap | MunmapRange | Pin | Unpin | Adopt
+VmaRequest = Mmap | Msync | Munmap | Mremap | MunmapRange | Pin | Unpin | Adopt
