@@ -35,6 +35,11 @@ def address_space_bytes() -> int:
         return int(statm.read().split()[0]) * PAGE
 
 
+def page_tables_bytes() -> int:
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmPTE"))
+
+
 def open_and_close(rig: Rig) -> int:
     """With a pointer left; returns its address."""
     window = rig.window(1)
@@ -97,6 +102,16 @@ def windows_that_open_and_close_for_ever_take_no_address_space(rig: Rig) -> None
         open_and_close(rig)
     assert vmas() <= before + 4
     assert address_space_bytes() <= before_bytes + 2 * GIB
+
+
+@scenario
+def windows_that_open_and_close_for_ever_take_no_page_tables(rig: Rig) -> None:
+    before_bytes = page_tables_bytes()
+    for index in range(2000):  # each has half of what a page table maps
+        window = rig.window(256)
+        array_without_export(window)[index * 100] = 1
+        window.close()
+    assert page_tables_bytes() <= before_bytes + (1 << 20)
 
 
 @scenario

@@ -11,7 +11,8 @@
  * What it costs: address space, but no memory. A range is of the same kind as the reservation of an open window, so the
  * kernel merges it with its neighbours into one VMA. The end of a reservation, which no view can have reached, becomes
  * the reservation of the next window; and where one range begins at the end of another, both become one entry here. So
- * a program that opens and closes small windows for ever has a few entries, and a VMA for all of them.
+ * a program that opens and closes small windows for ever has a few entries, and a VMA for all of them. Page tables do
+ * take memory: a part that one table maps is mapped anew at once when all of it is kept, and the kernel frees the table.
  *
  * The signal handler searches without a lock. The store of its start publishes an entry, after all else, and clearing
  * it withdraws it. `visitors` counts the handlers that are between their search and the end of their work. Who takes an
@@ -29,7 +30,7 @@
 #include <sys/resource.h>
 
 enum { CHUNK_ENTRIES = 256, CHUNKS_MAX = 1024, VMAS_SHARE = 16, SCRATCH_LOAD_BYTES = 2 << 20, STORES_GIVEN_BACK = 16 };
-static const uint64_t BUDGET_BYTES = 1ull << 45, BUDGET_SHARE = 8;
+static const uint64_t BUDGET_BYTES = 1ull << 42, BUDGET_SHARE = 8;
 
 struct closed {
     _Atomic uintptr_t start; /* 0: not in use */
@@ -77,6 +78,16 @@ static void count(const struct closed *entry, int by)
         return;
     ownerless += by;
     ownerless_bytes += by * (entry->reserved_end - atomic_load(&entry->start));
+}
+
+static struct closed *find(uintptr_t address)
+{
+    struct closed *entry;
+
+    for (size_t i = 0; (entry = next_in_use(&i));)
+        if (address >= atomic_load(&entry->start) && address < atomic_load(&entry->end))
+            return entry;
+    return NULL;
 }
 
 /* Until nobody can be about to do something to an entry that was withdrawn before. */
@@ -192,14 +203,37 @@ static void disown(struct closed *entry)
         join(other, entry);
 }
 
+/* Of the parts around a range that are kept. The kernel does not free a table of which a neighbour has a part. */
+static void free_page_tables(uintptr_t start, uintptr_t end)
+{
+    uint64_t table_bytes = page_size_bytes() / sizeof(uint64_t) * page_size_bytes();
+    uintptr_t first = start / table_bytes * table_bytes, last = (end + table_bytes - 1) / table_bytes * table_bytes;
+    const struct closed *entry = find(start);
+    void *ignored;
+
+    if (!entry)
+        return;
+    if (first < atomic_load(&entry->start))
+        first += table_bytes;
+    if (last > entry->reserved_end)
+        last -= table_bytes;
+    if (first < last)
+        reserve((void *)first, last - first, false, MAP_FIXED, &ignored);
+}
+
 void closed_disown(const void *owner)
 {
     uint64_t bytes_max = budget_bytes();
     struct closed *entry;
 
-    for (size_t i = 0; (entry = next_in_use(&i));)
-        if (entry->owner == owner)
-            disown(entry);
+    for (size_t i = 0; (entry = next_in_use(&i));) {
+        uintptr_t start = atomic_load(&entry->start), end = atomic_load(&entry->end);
+
+        if (entry->owner != owner)
+            continue;
+        disown(entry);
+        free_page_tables(start, end);
+    }
     while ((ownerless > entries_max || ownerless_bytes > bytes_max) && closed_give_back())
         continue;
 }
@@ -229,16 +263,6 @@ uint64_t closed_take_rest(uint64_t bytes_min, uint64_t bytes_max, uintptr_t *bas
 }
 
 /* --- what is asked for an address --------------------------------------------------------------------------------- */
-
-static struct closed *find(uintptr_t address)
-{
-    struct closed *entry;
-
-    for (size_t i = 0; (entry = next_in_use(&i));)
-        if (address >= atomic_load(&entry->start) && address < atomic_load(&entry->end))
-            return entry;
-    return NULL;
-}
 
 /* As many as in scratch.c: a store gets one page, the next one twice as many. Their memory is given back meanwhile. */
 static uint64_t bytes_for_store(struct closed *entry)
