@@ -16,8 +16,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { RESERVED_TIMES = 8 };
-static const uint64_t RESERVED_BYTES_MIN = 1ull << 30, RESERVED_BYTES_MAX = 1ull << 45;
+enum { RESERVED_TIMES = 16 };
+static const uint64_t RESERVED_BYTES_MIN = 1ull << 31, RESERVED_BYTES_MAX = 1ull << 46;
 static const uint64_t LIMIT_SHARE = 1024;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -49,9 +49,9 @@ int reserve(void *address, uint64_t length_bytes, bool is_private, int flags, vo
     return !is_private && madvise(*reserved, length_bytes, MADV_DONTFORK) ? errno : 0;
 }
 
-/* What a window of `length_pages` gets, so that it may grow: eight times as much, and a GiB at least. 65536 windows of
- * up to 128 MiB, or a few of many TiB, then fit into 47 bits. Where address space is limited (ulimit -v), a small part
- * of that: as many windows as then fit are worth more than that each can grow far. */
+/* What is reserved for a window of `length_pages`, so that it may grow: sixteen times as much, and 2 GiB at least. 60000
+ * windows of up to 128 MiB, or a few of many TiB, then fit into 47 bits. Where address space is limited (ulimit -v), a
+ * small part of that: as many windows as then fit are worth more than that each can grow far. */
 static uint64_t pages_wanted(uint64_t length_pages)
 {
     uint64_t pages_min = RESERVED_BYTES_MIN / page_size, more_max;
@@ -67,8 +67,9 @@ static uint64_t pages_wanted(uint64_t length_pages)
     return pages - length_pages > more_max ? length_pages + more_max : pages;
 }
 
-/* Reserves for a window of `length_pages` that may grow; less ahead, or in the place of a window that is closed, where
- * the process may not have so much. */
+/* Reserves for a window of `length_pages` that may grow. The rest of what was reserved for one that is closed will do
+ * where it has half as much as a new one would get: so each can grow to eight times its length, and a GiB at least. Less,
+ * or the place of a closed window, where the process may not have so much. */
 static int reserve_ahead(uint64_t length_pages, bool is_private, void **reserved, uint64_t *reserved_pages)
 {
     uint64_t pages = pages_wanted(length_pages), rest_min = pages / 2 > length_pages ? pages / 2 : length_pages;

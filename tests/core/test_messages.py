@@ -2,6 +2,7 @@
 
 import typing
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -196,15 +197,25 @@ def test_garbage(garbage: bytes) -> None:
 
 @pytest.mark.parametrize("data", [encode(Open(1, "a", 0)), b"\xc1"])
 def test_the_exception_of_a_signal_handler_in_decode_is_no_protocol_error(data: bytes) -> None:
-    """Before whichever bytecode it comes, it is what the caller gets."""
+    """Before whichever bytecode it comes, it is what the caller gets.
 
+    In a thread of its own: what CPython 3.11 is handling when a trace function raises, it may take itself to be
+    handling from then on, in that thread.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        at, raised = thread.submit(interrupted_everywhere, data).result()
+    assert type(raised) is (ProtocolError if data == b"\xc1" else type(None))
+    assert at > 20
+
+
+def interrupted_everywhere(data: bytes) -> tuple[int, Exception | None]:
+    """How many bytecodes it has, and what it raises when nothing comes."""
     for at in range(1, 10_000):
         error = ValueError("of a handler")
         raised = raised_by(partial(interrupt, partial(decode, data), at, error, "dax_mp.schema"))
         if raised is not error:
             break
-    assert type(raised) is (ProtocolError if data == b"\xc1" else type(None))
-    assert at > 20
+    return at, raised
 
 
 def raised_by(call: Callable[[], Any]) -> Exception | None:
