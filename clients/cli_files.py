@@ -106,11 +106,15 @@ def rm(names: tuple[str, ...], force: bool, endpoint: str | None) -> int:
 @click.option("-c", "--no-create", is_flag=True, help="Make no file.")
 @endpoint_option
 def touch(names: tuple[str, ...], no_create: bool, endpoint: str | None) -> int:
-    """Make empty files, where there are none of these names."""
+    """Set the times of files to now.
+
+    A file that is not there is made, empty.
+    """
     with dax_mp.connect(endpoint) as session:
 
         def touch_one(name: str) -> None:
-            session.open(name, "r+" if no_create else "a").close()
+            with session.open(name, "r+" if no_create else "a") as file:
+                file.utime()
 
         return for_each(names, touch_one, ignore_missing=no_create)
 

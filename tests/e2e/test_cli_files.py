@@ -105,8 +105,10 @@ def test_mv(command: CommandLine, session: dax_mp.Session) -> None:
 def test_touch(command: CommandLine, session: dax_mp.Session) -> None:
     with session.open("there", "w") as file:
         file.write(b"content")
+    session.utime("there", (1, 1))
     command.succeed("touch", "there", "new")
     assert session.listdir() == ["new", "there"]
+    assert session.stat("there").mtime_ns > 1
     assert session.stat("there").size_bytes == 7
     command.succeed("touch", "-c", "other")
     assert session.listdir() == ["new", "there"]
