@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fault_latency
+import fault_ways
 import file_io
 import footprint
 import import_time
@@ -46,6 +47,7 @@ def main() -> int:
             lambda: memory_speed.run(memory_bytes),
         ),
         "fault": Benchmark("a fault, beside a pyzmq ping-pong", fault_latency.run),
+        "ways": Benchmark("userfaultfd, beside signals", fault_ways.run),
         "footprint": Benchmark("faults, and the coordinator", lambda: footprint.run(file_bytes)),
         "shared": Benchmark("SharedMemory, beside the standard one", lambda: shared_memory.run(file_bytes)),
         "io": Benchmark("read and write, beside /dev/shm and pyzmq", file_io.run),
@@ -75,7 +77,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--check", action="store_true", help="exit code 1 when a bound is not kept")
     parser.add_argument(
-        "--only", default="", metavar="WORD", help="memory, fault, footprint, shared, io, truncate, calls or import"
+        "--only",
+        default="",
+        metavar="WORD",
+        help="memory, fault, ways, footprint, shared, io, truncate, calls or import",
     )
     parser.add_argument("--quick", action="store_true", help="with an eighth of the memory")
     return parser.parse_args()

@@ -299,7 +299,8 @@ class Mapping(MappingCursor):
     def page_table(self) -> list[PageTableEntry]:
         """What this process has mapped of it now, as the kernel says. Pages that are not mapped are left out."""
         session = self._open_handle().session
-        return read_page_table(self.address, len(self), self.offset_bytes // session.page_size, session.regions)
+        pgoff = self.offset_bytes // session.page_size
+        return read_page_table(self.address, len(self), pgoff, session.regions, session.faults == "userfaultfd")
 
     def __enter__(self) -> Self:
         self._open_handle()

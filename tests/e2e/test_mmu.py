@@ -19,7 +19,7 @@ import mmu_translations
 import mmu_waits
 import mmu_zmtp
 from dax_mp.clients.launch import module_environment
-from mmu_rig import FORKS, SCENARIOS
+from mmu_rig import FAULTS, FORKS, SCENARIOS
 
 TESTS: Final = Path(__file__).parent.parent
 MODULES: Final = (
@@ -48,6 +48,14 @@ CRASHES: Final = {
 }
 """The scenarios that are to end by a signal."""
 
+PRIVATE: Final = {name for name, function in SCENARIOS.items() if function.__module__ == mmu_private.__name__} | {
+    "a_closed_private_window",
+    "an_unmap_leaves_private_copies_protected",
+    "private_copies_are_protected_and_kept",
+    "random_protections_are_what_the_kernel_says",
+}
+"""The scenarios with private windows, which there are not where faults arrive through userfaultfd(2)."""
+
 
 def run(scenario: str, endpoint: str) -> "subprocess.CompletedProcess[str]":
     environment = module_environment()
@@ -72,6 +80,9 @@ def run(scenario: str, endpoint: str) -> "subprocess.CompletedProcess[str]":
 )
 def test_scenario(scenario: str, endpoint: str) -> None:
     ended = run(scenario, endpoint)
+    if FAULTS == "userfaultfd" and scenario in PRIVATE:
+        assert "OSError: [Errno 95]" in ended.stderr
+        return
     assert ended.returncode == 0 and not ended.stderr, f"{ended.returncode}: {ended.stderr}"
 
 
