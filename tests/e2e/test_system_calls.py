@@ -818,9 +818,10 @@ def test_system_calls_in_the_child_of_a_fork(serve: Serve, script: Script) -> No
     endpoint = serve().endpoint
     process = script(
         """
-import ctypes, errno, os, sys
+import ctypes, errno, os, sys, warnings
 import dax_mp
 
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
 reader, writer = os.pipe()
 
 def child(libc_fork):
