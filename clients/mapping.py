@@ -286,11 +286,13 @@ class Mapping(MappingCursor):
             error.filename = self.name
             raise
 
-    def drop_past(self, end_pgoff: int) -> None:
-        """For a fork's child: drop what this has from that page of the file on, copies included."""
-        start = max(0, end_pgoff * self._open_handle().session.page_size - self.offset_bytes)
-        if start < len(self):
-            self.drop(start, len(self) - start)
+    def drop_pages(self, pgoff: int, length_pages: int) -> None:
+        """For a fork's child: drop what this has of these pages of the file, copies included."""
+        page_size = self._open_handle().session.page_size
+        start = max(0, pgoff * page_size - self.offset_bytes)
+        end = min(len(self), (pgoff + length_pages) * page_size - self.offset_bytes)
+        if start < end:
+            self.drop(start, end - start)
 
     def renamed(self, name: str) -> None:
         """For the library's own modules: the file has another name now, for what is raised."""

@@ -372,17 +372,21 @@ class Session:
         self._lock_file(undo)
         undo.callback(self.channel.close, CLOSE_TIMEOUT_S)
         self._hello(undo, attach.rest_s(deadline_s))
-        flat = self.channel.request(messages.Adopt, parent_token, timeout_s=attach.rest_s(deadline_s))
-        copies = dict(zip(flat[::3], zip(flat[1::3], flat[2::3], strict=True), strict=True))
-        self._start_pager(undo, attach.rest_s(deadline_s))
-        holdings = self.channel.holdings
+        last_unmap = self.pager.last_unmap
+        self._start_pager(undo, attach.rest_s(deadline_s))  # before it has VMAs: it is asked to unmap some from then on
+        flat = self.channel.request(messages.Adopt, parent_token, last_unmap, timeout_s=attach.rest_s(deadline_s))
+        copies = dict(zip(flat[::2], flat[1::2], strict=True))
+        holdings, mine = self.channel.holdings, {}
         for mapping in holdings.mappings():
             if not mapping.closed and mapping.vma_id in copies:
-                vma_id, end_pgoff = copies.pop(mapping.vma_id)
+                vma_id = copies.pop(mapping.vma_id)
                 holdings.renumber(mapping, vma_id)
                 mapping.rebind(self.pager, vma_id)
-                mapping.drop_past(end_pgoff)
-        self.pager.closed_vmas.extend(vma_id for vma_id, _ in copies.values())  # nobody's here
+                mine[vma_id] = mapping
+        self.pager.closed_vmas.extend(copies.values())  # nobody's here
+        cuts = self.channel.request(messages.Cuts, timeout_s=attach.rest_s(deadline_s))
+        for vma_id, pgoff, length_pages in zip(cuts[::3], cuts[1::3], cuts[2::3], strict=True):
+            mine[vma_id].drop_pages(pgoff, length_pages)
 
 
 def _close_at_exit(reference: "weakref.ref[Session]") -> None:

@@ -61,12 +61,25 @@ class PageTable(RangeMap[int]):
         return value if value >> _ACCESS_BITS & 3 == _ZERO else value + (steps << _PFN_SHIFT)
 
 
+CUTS_KEPT_S: Final = 30.0
+"""Longer than a fork's child may take to adopt its parent's session."""
+
+
+class Cut(NamedTuple):
+    """An Unmap that takes private copies too: its id, its pages, and when it was sent."""
+
+    request_id: int
+    pages: PageRange
+    sent_s: float
+
+
 class Vma:
     """`length_pages` of a file from `pgoff` on, mapped in one process (vm_area_struct).
 
     private: stores are copied on write in the process (MAP_PRIVATE), which its kernel does without a word to us. So
     `access` is READ, and only its loads are faults here. It may have copies of any of its pages.
     removed: pages taken out of it since it was made.
+    cuts: of a private one, what has taken copies of late: a fork's child has some that its parent has lost since.
 
     `sequence_pgoff` and `sequence_pages`: where the next write fault comes if the file is written in sequence, and how
     far to allocate ahead then. Only the fault path changes them, and `page_table` together with unmap.
@@ -74,6 +87,7 @@ class Vma:
 
     __slots__ = (
         "access",
+        "cuts",
         "end_pgoff",
         "inode",
         "length_pages",
@@ -108,6 +122,7 @@ class Vma:
         self.writable = Access.WRITE in access
         self.private = private
         self.removed: RangeMap[None] | None = None
+        self.cuts: tuple[Cut, ...] = ()
         self.page_table = PageTable()
         self.sequence_pgoff = -1
         self.sequence_pages = 1
@@ -120,6 +135,18 @@ class Vma:
     def resize(self, length_pages: int) -> None:
         self.length_pages = length_pages
         self.end_pgoff = self.pgoff + length_pages
+
+    def cut(self, cut: Cut) -> None:
+        """Note it; what it covers, and what is too old for any child, is forgotten."""
+        low, high = cut.pages
+        self.cuts = (
+            *(
+                old
+                for old in self.cuts
+                if old.sent_s >= cut.sent_s - CUTS_KEPT_S and not (low <= old.pages.start and old.pages.end <= high)
+            ),
+            cut,
+        )
 
     def remove(self, pages: PageRange) -> None:
         """Serve no fault on these pages from now on."""

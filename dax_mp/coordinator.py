@@ -151,7 +151,7 @@ class Coordinator:
             copies = [
                 number
                 for vma in parent.vmas.values()
-                for number in (vma.vma_id, copy_vma(self.fs, session, vma), vma.inode.size_pages)
+                for number in (vma.vma_id, copy_vma(self.fs, session, vma, request.last_unmap))
             ]
             self._reply(peer, request.request_id, copies)
             return

@@ -68,7 +68,7 @@ from dax_mp.schema import (
     decode,
     encode,
 )
-from dax_mp.vma_messages import Adopt, Mmap, Mremap, Msync, Munmap, MunmapRange, Pin, Unpin
+from dax_mp.vma_messages import Adopt, Cuts, Mmap, Mremap, Msync, Munmap, MunmapRange, Pin, Unpin
 
 __all__ = [
     "CODES",
@@ -83,6 +83,7 @@ __all__ = [
     "ControlAnswer",
     "ControlRequest",
     "CopyRange",
+    "Cuts",
     "Dropped",
     "EndIo",
     "Error",

@@ -129,12 +129,21 @@ def add_vma(
     return vma
 
 
-def copy_vma(fs: FileSystem, session: Session, vma: Vma) -> int:
-    """The same VMA in another process, with nothing mapped. Returns its id."""
+def copy_vma(fs: FileSystem, session: Session, vma: Vma, last_unmap: int) -> int:
+    """The same VMA in another process, with nothing mapped, and the cuts after that Unmap to come. Returns its id."""
     copy = add_vma(fs, session, vma.inode, vma.pgoff, vma.length_pages, vma.access, vma.private)
     for start, end, _ in vma.removed or ():
         copy.remove(PageRange(start, end))
+    copy.cuts = tuple(cut for cut in vma.cuts if cut.request_id > last_unmap)
     return copy.vma_id
+
+
+def cuts(_fs: FileSystem, session: Session, _request: messages.Cuts) -> list[int]:
+    flat: list[int] = []
+    for vma in session.vmas.values():
+        for cut in vma.cuts:
+            flat += (vma.vma_id, cut.pages.start, cut.pages.length_pages)
+    return flat
 
 
 def _check_length(inode: Inode, pgoff: int, length_pages: int) -> None:
@@ -274,5 +283,6 @@ REQUESTS: Final[dict[type[Any], Request]] = {
     messages.Pin: pin,
     messages.Unpin: unpin,
     messages.Maps: maps,
+    messages.Cuts: cuts,
     **FILE_REQUESTS,
 }

@@ -22,7 +22,7 @@ still reach goes to quarantine when it is freed, and not to someone else (I1, I8
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dax_mp.address_space import ZERO_PTE, Vma, pack_pte, pte_fields
+from dax_mp.address_space import ZERO_PTE, Cut, Vma, pack_pte, pte_fields
 from dax_mp.effects import Effect, SendPager
 from dax_mp.inode import Inode
 from dax_mp.limits import SEGMENTS_MAX
@@ -151,6 +151,9 @@ class Unmapper:
         request.broadcast.pending += 1
         self.outstanding[request.request_id] = request
         request.session.unacknowledged[request.request_id] = request
+        for vma, span in request.ranges if even_cows else ():
+            if vma.private:
+                vma.cut(Cut(request.request_id, span, request.sent_s))
         flat = [number for vma, span in request.ranges for number in (vma.vma_id, span.start, span.length_pages)]
         self._effects.append(SendPager(request.session.token, Unmap(request.request_id, int(even_cows), flat)))
         self._counters["unmaps"] += 1

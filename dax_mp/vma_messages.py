@@ -84,16 +84,26 @@ class Unpin(NamedTuple):
     pin_id: int
 
 
-@schema.register(60, schema.U32, schema.data(16))
+@schema.register(60, schema.U32, schema.data(16), schema.UINT)
 class Adopt(NamedTuple):
     """This process is a fork's child: give it what the parent's session has, its handles under the same numbers.
 
-    Reply: flat (vma_id of the parent's, of its copy here, the first page past the end of the file), since nobody has
-    told the child of what was cut off between the fork and this. ENOENT (the parent's session is over), EINVAL.
+    last_unmap: of the Unmaps that the parent's pager had carried out when it forked: what came after, the child's
+    memory has not seen. Reply: flat (vma_id of the parent's, of its copy here). ENOENT (its session is over), EINVAL.
     """
 
     request_id: int
     parent_token: bytes
+    last_unmap: int = 0
 
 
-VmaRequest = Mmap | Msync | Munmap | Mremap | MunmapRange | Pin | Unpin | Adopt
+@schema.register(100, schema.U32)
+class Cuts(NamedTuple):
+    """What a fork's child is to drop of its private copies, which nobody has told it of: Unmaps of its parent since the
+    fork, and of its own that came before it had a window for them. Reply: flat (vma_id, pgoff, length_pages).
+    """
+
+    request_id: int
+
+
+VmaRequest = Mmap | Msync | Munmap | Mremap | MunmapRange | Pin | Unpin | Adopt | Cuts

@@ -45,6 +45,10 @@ class Pager:
         """0 while the pager serves; else why it does not: ESTALE evicted or closed, EIO coordinator gone."""
 
     @property
+    def last_unmap(self) -> int:
+        """The id of the last Unmap that has been carried out. In a fork's child: before the fork."""
+
+    @property
     def serves_system_calls(self) -> bool:
         """A system call that meets an unmapped page waits for it: with userfaultfd(2), where the process may do so."""
 

@@ -297,6 +297,7 @@ struct pager {
     bool joined;               /* there is no thread (any more) */
 
     /* windows_lock() */
+    uint64_t last_unmap;                   /* the id of the last Unmap that was carried out */
     struct window *windows[PAGER_BUCKETS]; /* by vma_id */
     struct pager *next;                    /* in the list of all pagers, for fork() */
 

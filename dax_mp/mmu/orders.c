@@ -173,6 +173,7 @@ static int on_unmap(struct pager *pager, const struct message *message)
         if (window)
             window_unmap(window, ranges[i].pgoff, ranges[i].length_pages, message->fields[1] != 0);
     }
+    pager->last_unmap = message->fields[0];
     windows_unlock();
     pager_count(pager, COUNT_UNMAPS, 1);
     pager_send(pager, MESSAGE_UNMAP_ACK, &message->fields[0], 1);

@@ -152,6 +152,20 @@ static PyObject *pager_errno(PyObject *object, void *unused)
     return pager ? PyLong_FromLong(atomic_load(&pager->error)) : NULL;
 }
 
+static PyObject *pager_last_unmap(PyObject *object, void *unused)
+{
+    struct pager *pager = started(object);
+    uint64_t last_unmap;
+
+    (void)unused;
+    if (!pager)
+        return NULL;
+    windows_lock();
+    last_unmap = pager->last_unmap;
+    windows_unlock();
+    return PyLong_FromUnsignedLongLong(last_unmap);
+}
+
 static PyObject *pager_serves_system_calls(PyObject *object, void *unused)
 {
     struct pager *pager = started(object);
@@ -218,6 +232,7 @@ static PyMethodDef pager_methods[] = {
 
 static PyGetSetDef pager_getset[] = {
     {"errno", pager_errno, NULL, NULL, NULL},
+    {"last_unmap", pager_last_unmap, NULL, NULL, NULL},
     {"serves_system_calls", pager_serves_system_calls, NULL, NULL, NULL},
     {"closed_vmas", pager_closed_vmas, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -17,6 +17,7 @@ from dax_mp.messages import (
     Bye,
     Close,
     CopyRange,
+    Cuts,
     EndIo,
     Fallocate,
     FallocateMode,
@@ -575,9 +576,8 @@ def test_a_child_has_the_parents_handles_and_vmas(world: World) -> None:
     world.call(0, Unlink(0, "file"))
     child = world.add_client()
     copies = world.call(child, Adopt(0, world.clients[0].token))
-    mine = dict(zip(copies[::3], copies[1::3], strict=True))
+    mine = dict(zip(copies[::2], copies[1::2], strict=True))
     assert set(mine) == {1, private}
-    assert set(copies[2::3]) == {4}
     parent, session = (world.coordinator.sessions[world.clients[number].token] for number in (0, child))
     assert session.handles == parent.handles
     assert session.next_handle == parent.next_handle
@@ -593,6 +593,26 @@ def test_a_child_has_the_parents_handles_and_vmas(world: World) -> None:
     world.kill(0)
     run(world)
     assert world.call(child, Read(0, 1, 0, 1)) == b"\1"
+    world.check()
+
+
+def test_a_child_is_told_of_the_cuts_after_its_fork(world: World) -> None:
+    """A truncate down and up again has taken the parent's private copies, and the child has them still."""
+    private = world.call(0, Mmap(0, 1, 0, 4, READ, 1))
+    world.call(1, Truncate(0, 1, 2 * P))
+    before_fork = max(cut.request_id for cut in world.coordinator.sessions[world.clients[0].token].vmas[private].cuts)
+    for size in (4 * P, 3 * P, P, 4 * P, 2 * P, 4 * P):
+        world.call(1, Truncate(0, 1, size))
+    child = world.add_client()
+    copies = world.call(child, Adopt(0, world.clients[0].token, before_fork))
+    mine = dict(zip(copies[::2], copies[1::2], strict=True))[private]
+    assert world.call(child, Cuts(0)) == [mine, 1, 3, mine, 2, 2]
+    world.call(1, Truncate(0, 1, 3 * P))
+    assert world.call(child, Cuts(0))[-3:] == [mine, 3, 1]
+    late = world.add_client()
+    last = max(cut.request_id for cut in world.coordinator.sessions[world.clients[0].token].vmas[private].cuts)
+    world.call(late, Adopt(0, world.clients[0].token, last))
+    assert world.call(late, Cuts(0)) == []
     world.check()
 
 

@@ -533,3 +533,52 @@ def test_process_pool(session: dax_mp.Session, method: str) -> None:
             pids = list(pool.map(write_pid, [file] * 10, range(10)))
         assert os.getpid() not in pids
         assert file.pread(10, 0) == bytes(range(1, 11))
+
+
+@pytest.mark.forks
+@pytest.mark.parametrize("others", [0, 20])
+def test_a_truncate_down_and_up_between_fork_and_adopt_takes_the_childs_private_copies_too(
+    session: dax_mp.Session, script: Script, others: int
+) -> None:
+    page = session.page_size
+    with session.open("file", "x+") as file:
+        file.truncate(4 * page)
+        process = script(
+            """if True:
+            import os, sys
+            armed = False
+            def between():
+                if armed:
+                    print("forked", flush=True)
+                    input()
+            os.register_at_fork(after_in_child=between)  # it runs before the library's own
+            import dax_mp
+            page = int(sys.argv[2])
+            session = dax_mp.connect(sys.argv[1])
+            with session.open("file", "r+") as file:
+                mapping = file.mmap(access=dax_mp.ACCESS_COPY)
+            for index in range(4):
+                mapping[index * page] = 5 + index
+            armed = True
+            pid = os.fork()
+            if not pid:
+                print(*(mapping[index * page] for index in range(4)), flush=True)
+                mapping[3 * page] = 9
+                print(*(mapping[index * page] for index in range(4)), flush=True)
+                os._exit(0)
+            os.waitpid(pid, 0)
+            print(*(mapping[index * page] for index in range(4)), flush=True)
+            mapping.close()
+            session.close()
+            """,
+            session.endpoint,
+            str(page),
+        )
+        assert process.line() == "forked"
+        for turn in range(others + 1):
+            file.truncate((3 - turn % 2) * page)
+            file.truncate(4 * page)
+        expected = ["5 6 7 0", "5 6 7 9"] if not others else ["5 6 0 0", "5 6 0 9"]
+        process.go_on()
+        assert [process.line() for _ in range(3)] == [*expected, expected[0]]
+        assert process.end()[0] == 0
