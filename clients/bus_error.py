@@ -26,6 +26,9 @@ _REASONS: Final = {
     errno.ETIMEDOUT: "the coordinator is alive but does not answer",
 }
 _CLOSED: Final = "the mapping was closed: np.frombuffer(mapping) keeps it open, np.ndarray(buffer=mapping) does not"
+_MOVED: Final = (
+    "the mapping has moved, by a resize: np.frombuffer(mapping) keeps it there, np.ndarray(buffer=mapping) does not"
+)
 
 
 class BusError(OSError):
@@ -41,8 +44,8 @@ class BusError(OSError):
         >>> mapping.close(); file.close()
 
     errno: EFAULT past the end of the file, ENOSPC no block for a store, ENOMEM no frame for a load from a hole, ESTALE
-    session closed or evicted, EIO coordinator gone, or silent for the session's `timeout`. filename: the file's name
-    when it was opened; None where the mapping is closed since.
+    session closed or evicted, or mapping closed, EIO coordinator gone, or silent for the session's `timeout`.
+    filename: the file's name when it was opened; None where the mapping is closed since, and its object is gone.
     """
 
     offset_bytes: int | None
@@ -65,6 +68,8 @@ class BusError(OSError):
         mapping: Mapping = window  # type: ignore[assignment]  # this library makes no other windows
         if mapping.closed:
             text = _CLOSED
+        elif code == errno.ESTALE and mapping.usable:
+            text = _MOVED
         self.offset_bytes = mapping.offset_bytes + offset_bytes
         super().__init__(code, f"{text} (at offset {self.offset_bytes})", mapping.name)
 

@@ -322,6 +322,11 @@ class Mapping(MappingCursor):
         name = handle.stat().name or handle.name
         return _remap, (handle.session, name, handle.ino, self.offset_bytes, len(self), self.access, self._trackfd)
 
+    @property
+    def usable(self) -> bool:
+        """Whether its session is. Raises ValueError when closed."""
+        return self._open_handle().session.usable
+
     def has_name(self) -> bool:
         """Whether the file has a name, by which another process finds it. Raises OSError, ValueError when closed."""
         return self._open_handle().stat().name is not None

@@ -91,3 +91,16 @@ else:
 """
     assert script(text, daemon.endpoint, "destructors").end() == (0, "ended\nended\n", "")
     assert script(text, daemon.endpoint, "threads").end() == (0, "", "")
+
+
+def test_an_array_over_a_mapping_that_has_moved(session: dax_mp.Session) -> None:
+    with session.open("file", "w+") as file, file.mmap(LENGTH, past_eof=True) as mapping:
+        file.truncate(LENGTH)
+        array: Array = np.ndarray(LENGTH, np.uint8, buffer=cast(Any, mapping))
+        array[5] = 7
+        mapping.resize(1 << 45)  # more than there can be behind it
+        with pytest.raises(dax_mp.BusError, match="the mapping has moved") as raised:
+            array.sum()
+        assert (raised.value.errno, raised.value.filename) == (errno.ESTALE, "file")
+        assert mapping[5] == 7
+        mapping.resize(LENGTH)

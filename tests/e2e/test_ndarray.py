@@ -254,6 +254,31 @@ at_the_end = AtTheEnd()
     assert process.end() == (0, "ended\n", "")
 
 
+def test_an_array_in_a_thread_at_the_interpreters_exit(session: dax_mp.Session, script: Script) -> None:
+    process = script(
+        """
+import sys, threading
+import dax_mp
+session = dax_mp.connect(sys.argv[1])
+array = dax_mp.ndarray(session, "array", 1_000_000)
+
+def work(array=array, BusError=dax_mp.BusError):
+    while True:
+        try:
+            array.sum()
+            array.fill(1)
+        except BusError:
+            pass
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+array.fill(1)
+""",
+        session.endpoint,
+    )
+    assert process.end() == (0, "", "")
+
+
 def test_several_make_it_at_once(session: dax_mp.Session) -> None:
     """One makes it, and all have the same."""
     with ThreadPoolExecutor(8) as threads:
