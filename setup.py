@@ -30,6 +30,8 @@ SOURCES = [
     "verdict.c",
     "guard.c",
     "bus_error.c",
+    "watch.c",
+    "bus_errors_type.c",
     "pager.c",
     "fault_queue.c",
     "orders.c",

@@ -3,12 +3,20 @@
 The native side knows what happened (`mmu.take_bus_error`) and when to raise it, and calls the class without
 arguments: at once in a mapping's own methods and slices; after an access through a raw buffer, in the thread that
 made it, when the interpreter next looks for an asynchronous exception. It does so where a Python function begins,
-where a loop turns and after most calls; so a `try` around a lone `array[i] = 1` is left before the exception comes,
-one around a function that goes on to do more is not.
+where a loop turns and after many calls, but not after those of some builtins (len, isinstance, append). So a `try`
+around a lone `array[i] = 1` is left before the exception comes. `bus_errors` and `check` raise it in time.
+
+A thread that is not Python's (the pool of a native library) has nobody to raise it in. The thread that has called into
+the library must get it. One that is in a `bus_errors` block has said so (`mmu/watch.c`). Else `_suspects` looks for
+threads that can be in a call of C.
 """
 
 import errno
 import os
+import sys
+import threading
+from contextlib import AbstractContextManager
+from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from dax_mp import mmu
@@ -74,4 +82,75 @@ class BusError(OSError):
         super().__init__(code, f"{text} (at offset {self.offset_bytes})", mapping.name)
 
 
-mmu.set_bus_error(BusError)
+def check() -> None:
+    """Raise the BusError that is pending for this thread, if there is one: of its raw accesses (numpy, memoryview), or
+    of threads of a native library that it has called. It is not raised a second time.
+
+        >>> file = session.open("short", "w+")
+        >>> mapping = file.mmap(100, past_eof=True)
+        >>> view = memoryview(mapping)
+        >>> def first_byte():
+        ...     byte = view[0]  # a scratch page's, since there is nothing to map
+        ...     dax_mp.check()
+        ...     return byte
+        >>> try:
+        ...     first_byte()
+        ... except dax_mp.BusError as error:
+        ...     print(errno.errorcode[error.errno])
+        EFAULT
+        >>> view.release(); mapping.close(); file.close()
+    """
+    mmu.check()
+
+
+def bus_errors() -> AbstractContextManager[None]:
+    """A block at whose end every BusError of this thread has been raised: a raw access in it fails in it.
+
+    Where a thread of a native library fails, the threads that are in such a block get the error, each of them.
+    An exception that ends the block anyway is the context of the BusError; one that is no Exception (KeyboardInterrupt,
+    asyncio.CancelledError) goes on, and has the BusError for its context.
+
+        >>> file = session.open("short", "w+")
+        >>> mapping = file.mmap(100, past_eof=True)
+        >>> view = memoryview(mapping)
+        >>> try:
+        ...     with dax_mp.bus_errors():
+        ...         view[0] = 1
+        ... except dax_mp.BusError as error:
+        ...     print(errno.errorcode[error.errno])
+        EFAULT
+        >>> view.release(); mapping.close(); file.close()
+    """
+    return mmu.BusErrors()
+
+
+# --- whose call is it ------------------------------------------------------------------------------------------------
+
+_LIBRARY: Final = os.path.dirname(os.__file__) + os.sep
+_PACKAGES: Final = (os.path.join(_LIBRARY, "site-packages"), os.path.join(_LIBRARY, "dist-packages"))
+_NO_CALLS: Final = frozenset({"RESUME", "RESUME_CHECK", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT"})
+
+
+def _suspects() -> list[int]:
+    """The threads that can be in a call of C, by their idents. Called by a thread of the native side, with the GIL."""
+    this = threading.get_ident()
+    return [ident for ident, frame in sys._current_frames().items() if ident != this and _may_call_c(frame)]
+
+
+def _may_call_c(frame: FrameType) -> bool:
+    """Is the frame in a call that may be one of a native library?
+
+    Not if it is between two instructions; nor if it is one of the standard library, which waits there for a lock, a
+    socket, another thread. But `run` calls what a thread is made for.
+    """
+    import opcode  # needed by few
+
+    code = frame.f_code
+    if code.co_filename.startswith("<frozen"):
+        return False
+    if code.co_filename.startswith(_LIBRARY) and not code.co_filename.startswith(_PACKAGES):
+        return code.co_name == "run"
+    return frame.f_lasti < 0 or opcode.opname[code.co_code[frame.f_lasti]] not in _NO_CALLS
+
+
+mmu.set_bus_error(BusError, _suspects)

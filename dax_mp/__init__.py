@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dax_mp import errors
     from dax_mp.clients.arrays import ndarray
-    from dax_mp.clients.bus_error import BusError
+    from dax_mp.clients.bus_error import BusError, bus_errors, check
     from dax_mp.clients.file import DaxFile
     from dax_mp.clients.launch import Daemon, launch
     from dax_mp.clients.mapping import ACCESS_COPY, ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, Mapping
@@ -64,6 +64,8 @@ __all__ = [
     "SharedMemoryManager",
     "VmaMaps",
     "__version__",
+    "bus_errors",
+    "check",
     "connect",
     "errors",
     "launch",
@@ -91,6 +93,8 @@ _MODULES = {
     "SharedMemory": "clients.shared_memory",
     "SharedMemoryManager": "clients.shared_memory_manager",
     "VmaMaps": "clients.status",
+    "bus_errors": "clients.bus_error",
+    "check": "clients.bus_error",
     "connect": "clients.session",
     "launch": "clients.launch",
     "ndarray": "clients.arrays",

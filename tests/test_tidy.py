@@ -63,6 +63,8 @@ PUBLIC_NAMES: Final = {
     "SharedMemoryManager",
     "VmaMaps",
     "__version__",
+    "bus_errors",
+    "check",
     "connect",
     "errors",
     "launch",

@@ -17,7 +17,8 @@
 | `buffers.c`, `system_calls.c`, `sockets.c`, `stdio.c` | system calls whose buffers lie in windows |
 | `memory_calls.c` | mprotect of windows |
 | `wire.c`, `zmtp.c`, `thread.c` | the few msgpack messages of the pager channel; the ZeroMQ connection; threads |
-| `module.c`, `pager_type.c` | what Python sees |
+| `watch.c` | who gets the failed accesses of threads that are not Python's |
+| `module.c`, `pager_type.c`, `bus_errors_type.c` | what Python sees |
 | `window_type.c`, `window_access.c`, `window_items.c`, `window_ranges.c` | its windows |
 
 One fault, in order: `fault.c` (posts it), `fault_queue.c` (sends Fault), `orders.c` (receives Map), `translations.c`
@@ -26,8 +27,10 @@ what, and in which order locks are taken.
 """
 
 from dax_mp.mmu._mmu import (
+    BusErrors,
     Pager,
     Window,
+    check,
     claim_signals,
     interpose_system_calls,
     keep_forever,
@@ -37,8 +40,10 @@ from dax_mp.mmu._mmu import (
 )
 
 __all__ = [
+    "BusErrors",
     "Pager",
     "Window",
+    "check",
     "claim_signals",
     "interpose_system_calls",
     "keep_forever",

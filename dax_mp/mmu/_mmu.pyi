@@ -1,6 +1,8 @@
 """The native part, as Python sees it. Nothing here is public: `dax_mp.clients` builds the library on it."""
 
-from typing import SupportsIndex, overload
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Literal, SupportsIndex, overload
 
 from typing_extensions import Buffer
 
@@ -158,8 +160,26 @@ class Window:
     def __setitem__(self, key: slice, value: Buffer, /) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
-def set_bus_error(cls: type[BaseException], /) -> None:
+class BusErrors:
+    """A context manager. At its end it raises what has failed and was not raised in the block.
+
+    An exception that is no Exception (KeyboardInterrupt) goes on, with that as its context. Also in another thread than
+    the one that entered it. Failed accesses of threads that are not Python's go to threads that are in such a block.
+    """
+
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> Literal[False]: ...
+
+def check() -> None:
+    """Raise what is pending for this thread: its own failed raw access, or one of a thread that is not Python's."""
+
+def set_bus_error(cls: type[BaseException], suspects: Callable[[], Sequence[int]] = ..., /) -> None:
     """The class that is raised: by a Window's own methods, and in a thread whose raw access had nothing to map.
+
+    suspects: the idents of the threads that may have called what runs in a thread that is not Python's; empty: the main
+    thread is taken.
 
     It is called without arguments, and takes what happened from `take_bus_error`.
     """

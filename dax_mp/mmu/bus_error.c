@@ -16,7 +16,11 @@
  * - The delivery thread, when this thread has let the GIL go (numpy does in long loops). The faulting thread waits for
  *   it, so that the exception is there before the thread comes back to bytecode; but for a second at most, because a
  *   thread that holds the GIL in C may be waiting for this one. Then the exception comes late.
- * - The delivery thread for the main thread, when this thread is not one of Python's at all.
+ * - The delivery thread, when this thread is not one of Python's at all, for the threads that may have called into C:
+ *   those that are in a bus_errors() block (watch.c), without any delivery; else those that look as if they were in a
+ *   call of C (`suspects`, clients/bus_error.py); else the main thread.
+ *
+ * check() and the end of a bus_errors() block raise what is pending, and take the asynchronous exception back.
  */
 
 #include <Python.h>
@@ -27,7 +31,7 @@
 #include <errno.h>
 #include <string.h>
 
-enum { SLOTS = 64 };
+enum { SLOTS = 64, FOREIGN = 64 };
 static const int64_t DELIVERY_TIMEOUT_NS = 1000000000;
 static const struct timespec SLOT_RETRY = {.tv_nsec = 1000000};
 
@@ -37,12 +41,18 @@ static const struct timespec SLOT_RETRY = {.tv_nsec = 1000000};
 THREAD_LOCAL struct bus_error record;
 THREAD_LOCAL struct bus_error noted;
 
-/* With the GIL: one of a thread that is not Python's, for the main thread to take. */
-static struct bus_error foreign_record;
+/* With the GIL: those of threads that are not Python's, for the threads to take that may have called them. */
+static struct foreign {
+    unsigned long thread;
+    struct bus_error failure; /* error 0: not in use */
+    pid_t by;                 /* the thread that has failed */
+    int64_t taken_ns;         /* 0, or when it was raised */
+} foreign[FOREIGN];
+static size_t foreign_next;
 static unsigned long main_thread;
 
 /* Borrowed from the module, and read with the GIL. */
-static PyObject *exception_class;
+static PyObject *exception_class, *suspects;
 
 /* --- delivery ---------------------------------------------------------------------------------------------------- */
 
@@ -54,9 +64,10 @@ enum slot_state { FREE, FILLING, WAITED_FOR, LEFT, DONE };
 
 static struct slot {
     _Atomic uint32_t state;
-    unsigned long thread; /* 0: the one with this tid, if it is one of Python's, else the main thread */
-    pid_t tid;
+    unsigned long thread;
     struct bus_error foreign; /* error 0: the thread has its own record */
+    pid_t by;                 /* of a foreign one */
+    int64_t failed_ns;
 } slots[SLOTS];
 
 static pthread_t delivery_thread;
@@ -64,6 +75,48 @@ static _Atomic uint32_t delivery_running;
 static _Atomic uint32_t delivery_calls; /* futex: changes whenever there is something to do */
 static bool delivery_ended;             /* with the GIL: the interpreter is about to end */
 
+static struct foreign *foreign_of(unsigned long thread)
+{
+    for (size_t i = 0; i < FOREIGN; i++)
+        if (foreign[i].failure.error && foreign[i].thread == thread)
+            return &foreign[i];
+    return NULL;
+}
+
+/* Whether one like this was raised since it came: by the same thread, or `by` 0, any. The call that it came in has then
+ * returned, and its caller has been told. */
+static bool is_told(const struct slot *slot, pid_t by)
+{
+    for (size_t i = 0; i < FOREIGN; i++)
+        if (foreign[i].taken_ns >= slot->failed_ns && (!by || foreign[i].by == by))
+            return true;
+    return false;
+}
+
+static void deliver_foreign(unsigned long thread, const struct slot *slot)
+{
+    if (!foreign_of(thread)) /* else that one is raised */
+        foreign[foreign_next++ % FOREIGN] = (struct foreign){thread, slot->foreign, slot->by, 0};
+    PyThreadState_SetAsyncExc(thread, exception_class);
+}
+
+/* To each thread that may have called what has failed: that one must get it, and it cannot be told from the others. */
+static void deliver_to_suspects(const struct slot *slot)
+{
+    PyObject *idents = suspects ? PyObject_CallNoArgs(suspects) : NULL;
+    PyObject *list = idents ? PySequence_Fast(idents, "suspects") : NULL;
+    Py_ssize_t count = list ? PySequence_Fast_GET_SIZE(list) : 0;
+
+    for (Py_ssize_t i = 0; i < count; i++)
+        deliver_foreign(PyLong_AsUnsignedLong(PySequence_Fast_GET_ITEM(list, i)), slot);
+    if (!count && !is_told(slot, 0))
+        deliver_foreign(main_thread, slot);
+    PyErr_Clear();
+    Py_XDECREF(list);
+    Py_XDECREF(idents);
+}
+
+/* Whose ident that is, if it is one of Python's threads; else 0. */
 static unsigned long thread_of(pid_t tid)
 {
     PyThreadState *state = PyInterpreterState_ThreadHead(PyInterpreterState_Main());
@@ -71,16 +124,39 @@ static unsigned long thread_of(pid_t tid)
     for (; state; state = PyThreadState_Next(state))
         if (state->native_thread_id == (unsigned long)tid)
             return state->thread_id;
-    return main_thread;
+    return 0;
+}
+
+/* All that are there, as one: they mostly come of one call. A poster has left; its slot is free before Python code may
+ * let the GIL go. */
+static void deliver_all_foreign(void)
+{
+    struct slot first = {.foreign = {0}};
+
+    for (size_t i = 0; i < SLOTS; i++) {
+        unsigned long owner;
+
+        if (atomic_load(&slots[i].state) != LEFT || !slots[i].foreign.error)
+            continue;
+        owner = thread_of(slots[i].by);
+        if (owner)
+            deliver_foreign(owner, &slots[i]);
+        else if (!first.foreign.error && !is_told(&slots[i], slots[i].by)) {
+            first.foreign = slots[i].foreign;
+            first.by = slots[i].by;
+            first.failed_ns = slots[i].failed_ns;
+        }
+        atomic_store(&slots[i].state, FREE);
+    }
+    if (first.foreign.error)
+        deliver_to_suspects(&first);
 }
 
 static void deliver(struct slot *slot)
 {
     uint32_t state = WAITED_FOR;
 
-    if (slot->foreign.error && !foreign_record.error)
-        foreign_record = slot->foreign;
-    PyThreadState_SetAsyncExc(slot->thread ? slot->thread : thread_of(slot->tid), exception_class);
+    PyThreadState_SetAsyncExc(slot->thread, exception_class);
     if (atomic_compare_exchange_strong(&slot->state, &state, DONE))
         futex_wake(&slot->state);
     else
@@ -105,8 +181,9 @@ static void deliver_all(void)
         return;
     gil = PyGILState_Ensure();
     for (; i < SLOTS; i++)
-        if (is_to_deliver(&slots[i]))
+        if (is_to_deliver(&slots[i]) && !slots[i].foreign.error)
             deliver(&slots[i]);
+    deliver_all_foreign();
     PyGILState_Release(gil);
 }
 
@@ -152,26 +229,21 @@ void bus_error_end_delivery(void)
     Py_END_ALLOW_THREADS
 }
 
-/* A free slot, or NULL. */
-static struct slot *take_slot_now(void)
+/* A free slot. NULL: there is none, and `waits` is false; or nothing is delivered any more. */
+static struct slot *take_slot(bool waits)
 {
-    for (size_t i = 0; i < SLOTS; i++) {
-        uint32_t state = FREE;
+    while (atomic_load(&delivery_running)) {
+        for (size_t i = 0; i < SLOTS; i++) {
+            uint32_t state = FREE;
 
-        if (atomic_compare_exchange_strong(&slots[i].state, &state, FILLING))
-            return &slots[i];
+            if (atomic_compare_exchange_strong(&slots[i].state, &state, FILLING))
+                return &slots[i];
+        }
+        if (!waits)
+            break;
+        nanosleep(&SLOT_RETRY, NULL);
     }
     return NULL;
-}
-
-/* A free slot, waited for if need be; NULL when nothing is delivered any more. */
-static struct slot *take_slot(void)
-{
-    struct slot *slot = NULL;
-
-    while (atomic_load(&delivery_running) && !(slot = take_slot_now()))
-        nanosleep(&SLOT_RETRY, NULL);
-    return slot;
 }
 
 static void wait_for_delivery(struct slot *slot)
@@ -191,20 +263,42 @@ static void wait_for_delivery(struct slot *slot)
         atomic_store(&slot->state, FREE);
 }
 
-static void post_delivery(bool is_python_thread)
+static void post_delivery(void)
 {
-    struct slot *slot = take_slot();
+    struct slot *slot = take_slot(true);
 
     if (!slot)
         return;
-    slot->thread = is_python_thread ? PyThread_get_thread_ident() : main_thread;
-    slot->foreign = is_python_thread ? (struct bus_error){0} : record;
-    if (!is_python_thread)
-        record.error = 0;
-    atomic_store(&slot->state, is_python_thread ? WAITED_FOR : LEFT);
+    slot->thread = PyThread_get_thread_ident();
+    slot->foreign.error = 0;
+    atomic_store(&slot->state, WAITED_FOR);
     call_delivery();
-    if (is_python_thread)
-        wait_for_delivery(slot);
+    wait_for_delivery(slot);
+}
+
+/* For the thread with this tid, which does not do it itself. It waits for nothing. Where there is no slot, as many
+ * failures have yet to be told. */
+static void post_for(pid_t tid, const struct bus_error *failure)
+{
+    struct slot *slot = take_slot(false);
+
+    if (!slot)
+        return;
+    slot->foreign = *failure;
+    slot->by = tid;
+    slot->failed_ns = monotonic_ns();
+    atomic_store(&slot->state, LEFT);
+    call_delivery();
+}
+
+/* This thread is not Python's. A thread that has the GIL may wait for it. */
+static void post_foreign(void)
+{
+    struct bus_error failure = record;
+
+    record.error = 0;
+    if (!watches_note(&failure))
+        post_for((pid_t)syscall(SYS_gettid), &failure);
 }
 
 /* --- bus errors -------------------------------------------------------------------------------------------------- */
@@ -218,9 +312,9 @@ static PyThreadState *current_thread_state(void)
 #endif
 }
 
-void bus_error_note(struct window *window, uint64_t serial, uint64_t offset_bytes, int error)
+void bus_error_note(const struct bus_error *failure)
 {
-    noted = (struct bus_error){error, window, serial, offset_bytes};
+    noted = *failure;
 }
 
 bool bus_error_is_main_thread(void)
@@ -240,8 +334,10 @@ void bus_error(struct window *window, uint64_t serial, uint64_t offset_bytes, in
         return;
     if (mine && mine == current_thread_state())
         PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), exception_class);
+    else if (mine)
+        post_delivery();
     else
-        post_delivery(mine != NULL);
+        post_foreign();
 }
 
 /* 0, or an errno: ESTALE where the access is to be made again. */
@@ -260,36 +356,96 @@ static int give_scratch(const struct fault *fault)
 void bus_error_elsewhere(struct fault *fault)
 {
     uint64_t offset_bytes = fault->window ? fault->address - fault->window->base : fault->address;
-    struct slot *slot = NULL;
     int error = give_scratch(fault);
 
     if (error && error != ESTALE)
         default_sigbus(); /* as the kernel does to a process of which a thread blocks the signal */
     if (!error)
-        slot = take_slot_now();
-    if (!slot)
-        return;
-    slot->thread = 0;
-    slot->tid = fault->tid;
-    slot->foreign = (struct bus_error){fault->error, fault->window, fault->serial, offset_bytes};
-    atomic_store(&slot->state, LEFT);
-    call_delivery();
+        post_for(fault->tid, &(struct bus_error){fault->error, fault->window, fault->serial, offset_bytes});
+}
+
+static bool move(struct bus_error *from, struct bus_error *to)
+{
+    bool any = from && from->error;
+
+    if (any) {
+        *to = *from;
+        from->error = 0;
+    }
+    return any;
+}
+
+static bool take_given(struct bus_error *taken)
+{
+    struct foreign *given = foreign_of(PyThread_get_thread_ident());
+
+    if (!given)
+        return false;
+    given->taken_ns = monotonic_ns();
+    return move(&given->failure, taken);
+}
+
+/* This thread's own, or one that it has been given. */
+static bool take(struct bus_error *taken)
+{
+    return move(&record, taken) || watch_take(PyThread_get_thread_ident(), taken) || take_given(taken);
 }
 
 bool bus_error_take(struct bus_error *taken)
 {
-    struct bus_error *source = noted.error ? &noted : record.error ? &record : &foreign_record;
+    bool any = move(&noted, taken) || take(taken);
 
-    *taken = *source;
-    source->error = 0;
-    if (taken->error)
+    if (any)
         windows_drop_scratch();
-    return taken->error != 0;
+    return any;
 }
 
-void bus_error_set_class(PyObject *class)
+static bool is_of_another(const struct slot *slot)
+{
+    unsigned long owner = slot->foreign.error ? thread_of(slot->by) : 0;
+
+    return owner && owner != PyThread_get_thread_ident();
+}
+
+/* Takes what no thread has been given yet: this one asks. */
+static bool take_from_slots(struct bus_error *taken)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < SLOTS; i++) {
+        struct bus_error failure;
+
+        if (atomic_load(&slots[i].state) != LEFT || is_of_another(&slots[i]) || !move(&slots[i].foreign, &failure))
+            continue;
+        if (!any) {
+            *taken = failure;
+            foreign[foreign_next++ % FOREIGN] = (struct foreign){.by = slots[i].by, .taken_ns = monotonic_ns()};
+        }
+        any = true;
+        atomic_store(&slots[i].state, FREE);
+    }
+    return any;
+}
+
+bool bus_error_take_pending(struct bus_error *failure)
+{
+    PyThreadState *mine = current_thread_state();
+    bool any = take(failure) || take_from_slots(failure);
+
+    if (any && mine->async_exc == exception_class)
+        PyThreadState_SetAsyncExc(PyThread_get_thread_ident(), NULL);
+    return any;
+}
+
+void bus_error_set_class(PyObject *class, PyObject *function)
 {
     exception_class = class;
+    suspects = function;
+}
+
+PyObject *bus_error_class(void)
+{
+    return Py_NewRef(exception_class);
 }
 
 /* The delivery thread and those that waited for it are not in the child, and the thread that forked is its main one. */
@@ -299,6 +455,7 @@ static void after_fork_in_child(void)
     for (size_t i = 0; i < SLOTS; i++)
         atomic_store(&slots[i].state, FREE);
     main_thread = PyThread_get_thread_ident();
+    watches_after_fork_in_child(main_thread);
 }
 
 int bus_error_init(unsigned long main_thread_ident)

@@ -150,12 +150,26 @@ __attribute__((noinline)) void access_piece(const struct piece *piece)
                 *(const volatile char *)(piece->from + i * piece->from_step);
 }
 
+/* The first byte of the piece in the page of `address`. A processor that moves many bytes by one instruction may stop at
+ * any of them. */
+static uintptr_t first_in_page(const struct piece *piece, uintptr_t address)
+{
+    uintptr_t page = address - address % page_size_bytes();
+    uintptr_t to = (uintptr_t)piece->to, from = (uintptr_t)piece->from;
+    uintptr_t first = address >= to && address - to < piece->count ? to : from;
+
+    if (piece->to_step != 1 || piece->from_step != 1)
+        return address;
+    return page > first ? page : first;
+}
+
 static bool guarded_here(const struct piece *piece, struct fault *left)
 {
     struct guard mine = {.piece = piece, .left = left};
 
     if (sigsetjmp(mine.here, 0)) {
         guard = NULL;
+        left->address = first_in_page(piece, left->address);
         return false;
     }
     guard = &mine;

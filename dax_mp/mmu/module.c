@@ -28,16 +28,20 @@ static PyObject *none_or_errno(int error)
 
 /* --- functions --------------------------------------------------------------------------------------------------- */
 
-static PyObject *set_bus_error(PyObject *module, PyObject *class)
+static PyObject *set_bus_error(PyObject *module, PyObject *args)
 {
     struct module_state *state = PyModule_GetState(module);
+    PyObject *class, *suspects = NULL;
 
+    if (!PyArg_ParseTuple(args, "O|O:set_bus_error", &class, &suspects))
+        return NULL;
     if (!PyExceptionClass_Check(class)) {
         PyErr_Format(PyExc_TypeError, "an exception class, not %R", class);
         return NULL;
     }
-    bus_error_set_class(class);
+    bus_error_set_class(class, suspects);
     Py_XSETREF(state->bus_error, Py_NewRef(class));
+    Py_XSETREF(state->suspects, Py_XNewRef(suspects));
     Py_RETURN_NONE;
 }
 
@@ -121,7 +125,8 @@ static PyObject *end_delivery(PyObject *module, PyObject *unused)
 }
 
 static PyMethodDef functions[] = {
-    {"set_bus_error", set_bus_error, METH_O, NULL},
+    {"set_bus_error", set_bus_error, METH_VARARGS, NULL},
+    {"check", bus_errors_check, METH_NOARGS, NULL},
     {"take_bus_error", take_bus_error, METH_NOARGS, NULL},
     {"claim_signals", claim_signals, METH_NOARGS, NULL},
     {"release_signals", release_signals, METH_NOARGS, NULL},
@@ -213,10 +218,11 @@ static int module_exec(PyObject *module)
     if (init_process())
         return -1;
     state->bus_error = Py_NewRef(PyExc_OSError);
-    bus_error_set_class(state->bus_error);
+    bus_error_set_class(state->bus_error, NULL);
     state->pager_type = add_type(module, &pager_spec);
     state->window_type = state->pager_type ? add_type(module, &window_spec) : NULL;
-    return state->window_type ? register_callbacks(module) : -1;
+    state->bus_errors_type = state->window_type ? add_type(module, &bus_errors_spec) : NULL;
+    return state->bus_errors_type ? register_callbacks(module) : -1;
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
@@ -226,6 +232,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->pager_type);
     Py_VISIT(state->window_type);
     Py_VISIT(state->bus_error);
+    Py_VISIT(state->suspects);
+    Py_VISIT(state->bus_errors_type);
     return 0;
 }
 
@@ -234,10 +242,12 @@ static int module_clear(PyObject *module)
     struct module_state *state = PyModule_GetState(module);
 
     if (state->bus_error) /* not of another interpreter's import, which has failed */
-        bus_error_set_class(PyExc_OSError); /* a window may outlive the module */
+        bus_error_set_class(PyExc_OSError, NULL); /* a window may outlive the module */
     Py_CLEAR(state->pager_type);
     Py_CLEAR(state->window_type);
     Py_CLEAR(state->bus_error);
+    Py_CLEAR(state->suspects);
+    Py_CLEAR(state->bus_errors_type);
     return 0;
 }
 

@@ -11,7 +11,9 @@
 struct module_state {
     PyTypeObject *pager_type;
     PyTypeObject *window_type;
+    PyTypeObject *bus_errors_type;
     PyObject *bus_error; /* the class that is raised */
+    PyObject *suspects;  /* NULL, or a function: see bus_error.h */
 };
 
 struct pager_object {
@@ -23,6 +25,9 @@ struct pager_object {
 extern struct PyModuleDef mmu_module;
 extern PyType_Spec pager_spec;
 extern PyType_Spec window_spec;
+extern PyType_Spec bus_errors_spec;
+
+PyObject *bus_errors_check(PyObject *module, PyObject *unused);
 
 /* The state of the module that `object`'s type is of. */
 struct module_state *state_of(PyObject *object);

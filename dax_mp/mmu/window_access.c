@@ -260,8 +260,9 @@ static int do_overlapping_pieces(struct access *access, const struct piece *whol
 static void raise_bus_error(struct window_object *self, const struct fault *fault, int error)
 {
     PyObject *class = Py_NewRef(state_of((PyObject *)self)->bus_error), *exception;
+    uint64_t offset_bytes = fault->address - self->window->base;
 
-    bus_error_note(fault->window, fault->serial, fault->address - self->window->base, error);
+    bus_error_note(&(struct bus_error){error, fault->window, fault->serial, offset_bytes});
     exception = PyObject_CallNoArgs(class); /* now, while that is this thread's last */
     if (exception)
         PyErr_SetObject(class, exception);

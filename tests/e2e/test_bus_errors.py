@@ -186,24 +186,25 @@ def test_in_the_middle_of_a_store(file: dax_mp.DaxFile) -> None:
 
 
 def test_a_thread_is_told_of_its_own(file: dax_mp.DaxFile) -> None:
-    with file.mmap(8 * PAGE, past_eof=True) as mapping:
-        told: list[tuple[int, int | None]] = []
+    """Each has a mapping of its own: a scratch page is there for all threads."""
+    told: list[tuple[int, int | None]] = []
 
-        def work(number: int) -> None:
-            page = number % 6 + 2
+    def work(number: int) -> None:
+        page = number % 6 + 2
+        with file.mmap(8 * PAGE, past_eof=True) as mapping:
             for do in (raw(lambda array: int(array[page * PAGE])), lambda mapping: mapping[page * PAGE]):
                 try:
                     do(mapping)
                 except dax_mp.BusError as error:
                     told.append((page * PAGE, error.offset_bytes))
 
-        threads = [threading.Thread(target=work, args=[number]) for number in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(told) == 24
-        assert all(place_bytes == found_bytes for place_bytes, found_bytes in told)
+    threads = [threading.Thread(target=work, args=[number]) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 24
+    assert all(place_bytes == found_bytes for place_bytes, found_bytes in told)
 
 
 # --- no space ---------------------------------------------------------------------------------------------------------
@@ -406,8 +407,8 @@ with dax_mp.connect(sys.argv[1]) as session, session.open("file", "x+") as file:
 
 
 def test_a_failed_import_in_a_subinterpreter_leaves_bus_errors_as_they_are(
-    daemon: dax_mp.Daemon, script: Script
+    session: dax_mp.Session, script: Script
 ) -> None:
-    code, output, errors = script(SUBINTERPRETER, daemon.endpoint).end()
+    code, output, errors = script(SUBINTERPRETER, session.endpoint).end()
     assert (code, errors) == (0, "")
     assert output.splitlines() == ["it cannot be imported", *["BusError file"] * 2]

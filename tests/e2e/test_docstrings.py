@@ -26,6 +26,8 @@ WITH_EXAMPLES: Final = {
     "ShareableList",
     "SharedMemory",
     "SharedMemoryManager",
+    "bus_errors",
+    "check",
     "connect",
     "launch",
     "ndarray",
