@@ -68,7 +68,8 @@ def connect(
     library's. A thread that blocks SIGSEGV ends the process by its first fault, and so does, until the next mapping is
     made, a handler that C code installs by sigaction(2).
     `userfaultfd`: through userfaultfd(2), whatever a thread blocks and whoever handles SIGSEGV. It costs more a fault.
-    Private mappings (ACCESS_COPY) are an OSError ENOTSUP. OSError EPERM, ENOSYS or ENOTSUP where it is not to be had.
+    Private mappings (ACCESS_COPY) are an OSError ENOTSUP, and raw accesses have no `timeout`. OSError EPERM, ENOSYS or
+    ENOTSUP where it is not to be had.
 
     Raises NoCoordinatorError where none serves there, ProtocolError where it is of another version or page size,
     TimeoutError where it does not answer, OSError else.

@@ -19,6 +19,7 @@
 #include "userfaultfd.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 
 static const int64_t A_WHILE_NS = 10000000;
@@ -94,30 +95,35 @@ static int fault_error(struct pager *pager)
     return error == EPROTO ? EIO : error;
 }
 
-static void send_fault(struct pager *pager, struct fault *fault)
+static bool send_fault(struct pager *pager, const struct fault *fault)
 {
     uint64_t fields[] = {fault->id, fault->vma_id, fault->pgoff, fault->as_write};
 
-    fault->sent = pager_try_to_send(pager, MESSAGE_FAULT, fields, 4);
+    return pager_try_to_send(pager, MESSAGE_FAULT, fields, 4);
 }
 
 /* False: the pager does not serve any more. */
+static bool push(struct pager *pager, struct fault *fault)
+{
+    struct fault *head = atomic_load(&pager->posted);
+
+    do
+        fault->next = head;
+    while (head != SEALED && !atomic_compare_exchange_weak(&pager->posted, &head, fault));
+    return head != SEALED;
+}
+
 static bool post(struct pager *pager, struct fault *fault)
 {
-    struct fault *head;
     bool serving;
 
     atomic_fetch_add(&pager->posting, 1);
     fault->sent = false;
     fault->id = atomic_fetch_add(&pager->last_fault_id, 1) + 1;
-    head = atomic_load(&pager->posted);
-    do
-        fault->next = head;
-    while (head != SEALED && !atomic_compare_exchange_weak(&pager->posted, &head, fault));
-    serving = head != SEALED;
+    serving = push(pager, fault);
     if (serving) {
         pager_count(pager, COUNT_FAULTS, 1);
-        send_fault(pager, fault);
+        fault->sent = send_fault(pager, fault);
     }
     atomic_fetch_sub(&pager->posting, 1);
     return serving;
@@ -128,7 +134,7 @@ static void send_late(struct pager *pager, struct fault *fault)
 {
     atomic_fetch_add(&pager->posting, 1);
     if (!atomic_load(&fault->done)) /* else the socket may be closed */
-        send_fault(pager, fault);
+        fault->sent = send_fault(pager, fault);
     atomic_fetch_sub(&pager->posting, 1);
 }
 
@@ -252,8 +258,19 @@ void pager_serve(struct pager *pager, struct fault *fault)
 
 void pager_post(struct pager *pager, struct fault *fault)
 {
-    if (!post(pager, fault))
+    struct pollfd writable = {.fd = pager->zmtp.fd, .events = POLLOUT};
+    struct fault copy = *fault; /* once it is posted it may be answered, and gone, at any moment */
+
+    atomic_fetch_add(&pager->posting, 1); /* the socket stays open */
+    fault->id = copy.id = atomic_fetch_add(&pager->last_fault_id, 1) + 1;
+    if (push(pager, fault)) {
+        pager_count(pager, COUNT_FAULTS, 1);
+        while (!send_fault(pager, &copy) && !atomic_load(&pager->error) && !atomic_load(&pager->stopping))
+            poll(&writable, 1, A_WHILE_NS / 1000000);
+    } else {
         fault_fail(pager, fault, fault_error(pager), fault->pgoff, 1);
+    }
+    atomic_fetch_sub(&pager->posting, 1);
 }
 
 int window_request_pages(struct window *window, uint64_t pgoff, bool write, uint64_t *end_pgoff)

@@ -16,6 +16,7 @@
 #include "pager.h"
 
 #include "thread.h"
+#include "userfaultfd.h"
 #include "zmtp.h"
 
 #include <errno.h>
@@ -231,6 +232,7 @@ void pager_stop(struct pager *pager, int error)
 void pager_free(struct pager *pager)
 {
     delist(pager);
+    userfaultfd_await_reader(); /* it may have found a window of this pager */
     pthread_mutex_destroy(&pager->join_lock);
     free((char *)pager->config.path);
     free(pager);

@@ -26,6 +26,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -306,6 +307,14 @@ static void on_page_fault(const struct uffd_msg *event)
         userfaultfd_fail(fault, ESTALE);
 }
 
+static _Atomic bool reading;
+
+void userfaultfd_await_reader(void)
+{
+    while (atomic_load(&reading))
+        sched_yield();
+}
+
 static void *run(void *unused)
 {
     struct pollfd readable = {.fd = atomic_load(&descriptor), .events = POLLIN};
@@ -315,8 +324,11 @@ static void *run(void *unused)
     for (;;) {
         poll(&readable, 1, -1);
         while (read(readable.fd, &event, sizeof event) == sizeof event)
-            if (event.event == UFFD_EVENT_PAGEFAULT)
+            if (event.event == UFFD_EVENT_PAGEFAULT) {
+                atomic_store(&reading, true);
                 on_page_fault(&event);
+                atomic_store(&reading, false);
+            }
     }
     return NULL;
 }
@@ -398,6 +410,7 @@ int userfaultfd_after_fork_in_child(bool wanted)
     waiting = NULL; /* those of the parent */
     pthread_mutex_init(&waiting_lock, NULL);
     pthread_mutex_init(&start_lock, NULL);
+    atomic_store(&reading, false);
     verdicts_after_fork_in_child();
     guards_after_fork_in_child();
     return fd >= 0 && wanted ? userfaultfd_start() : 0;

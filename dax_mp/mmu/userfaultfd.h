@@ -35,6 +35,8 @@ void userfaultfd_wake(uintptr_t address, uint64_t length_bytes);
 
 /* --- faults --------------------------------------------------------------------------------------------------------- */
 
+/* Returns when the descriptor's thread works on no window that it found before. */
+void userfaultfd_await_reader(void);
 /* Answers a fault of the descriptor's thread, and frees it. */
 void userfaultfd_answer(struct fault *fault);
 void userfaultfd_fail(struct fault *fault, int error);
