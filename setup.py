@@ -11,6 +11,7 @@ SOURCES = [
     "window_items.c",
     "window_ranges.c",
     "pager_type.c",
+    "brackets.c",
     "window.c",
     "window_table.c",
     "closed.c",

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import posix_ipc
@@ -162,18 +162,19 @@ def lock_session(endpoint: str, token: bytes) -> int:
         os.fchmod(fd, 0o600)  # whatever the umask: the coordinator is to open it
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
-        unlock_session(endpoint, token, fd)
+        unlock_session(endpoint, token, [fd])
         raise
     return fd
 
 
-def unlock_session(endpoint: str, token: bytes, fd: int) -> None:
+def unlock_session(endpoint: str, token: bytes, fds: list[int]) -> None:
     """Remove the session's file, where the coordinator has not done so yet, and let go of it."""
     try:
         os.unlink(session_path(endpoint, token))
     except OSError:  # it or its directory is gone, or cannot be written to; the coordinator removes what is left
         pass
-    os.close(fd)
+    while fds:
+        os.close(fds.pop())
 
 
 def check_welcome(welcome: Any) -> None:
@@ -206,6 +207,20 @@ def answer_timeout_s(welcome: dict[str, Any], wanted_s: float | None) -> float:
     if wanted_s is None:
         return max(ANSWER_TIMEOUT_S, ACK_TIMEOUTS * float(welcome["ack_timeout_s"]))
     return wanted_s if wanted_s == math.inf else min(wanted_s, ANSWER_TIMEOUT_S_MAX)
+
+
+def open_region_of(welcome: dict[str, Any], kind: str, undo: ExitStack) -> tuple[int, tuple[int, int] | None]:
+    """The region's descriptor, which `undo` closes, and its file; -1 and None where the coordinator has no such region.
+
+    Raises as `open_region`.
+    """
+    name = welcome[f"{kind}_name"]
+    if name is None:
+        return -1, None
+    fd = open_region(name, kind, welcome[f"{kind}_pages"], welcome)
+    undo.callback(os.close, fd)
+    status = os.fstat(fd)
+    return fd, (status.st_dev, status.st_ino)
 
 
 def open_region(name: str, kind: str, pages: int, welcome: dict[str, Any]) -> int:

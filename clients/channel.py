@@ -5,30 +5,40 @@ processes) holds up no other thread, and no socket is used by two threads at onc
 
 A request takes along what has been let go of meanwhile (`holdings.py`).
 
+An exception of a signal handler may end any of this between two bytecodes. What it must not tear apart, taking a lane
+and giving it back, is done in C (`mmu.borrowed`); there is no lock that could stay locked.
+
 A fork's child has the same channel, for a session of its own (`fork.py`). While a fork is under way, requests of other
 threads that would change which handles and VMAs the session has are held back.
 """
 
 import errno
+import itertools
 import math
 import os
+import select
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeVar
 
-from dax_mp import messages
+from dax_mp import messages, mmu
 from dax_mp.clients.holdings import Holdings
-from dax_mp.clients.lane import CoordinatorProcess, Lane, RequestType
+from dax_mp.clients.lane import Call, Claim, CoordinatorProcess, Lane, RequestType
 from dax_mp.errors import ProtocolError, os_error
+
+T = TypeVar("T")
 
 _LANE_NUMBER_BYTES: Final = 4
 _CHANGES: Final = frozenset({messages.Open, messages.Close, messages.Mmap, messages.Munmap})
 """What changes which handles and VMAs a session has."""
 
-LATE_TIMEOUT_S: Final = 5.0
-"""How long an interrupted `borrow` waits for what is to be given back."""
+POLL_S: Final = 0.001
+"""How often what waits for other threads looks."""
+
+POST_TIMEOUT_S: Final = 1.0
+"""How long what an interrupted operation says at its end may take, to a coordinator that does not listen."""
 
 HOLD_TIMEOUT_S: Final = 5.0
 """How long a fork may hold requests back: should it never end, they go on."""
@@ -47,22 +57,25 @@ class Channel:
     def _start(self, token: bytes) -> None:
         self._token = token
         self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # A lock that may be taken again: a destructor or a signal handler may make a request in the middle of one.
-        self._changed = threading.Condition(threading.RLock())
-        # Lanes that no thread uses. Taken and given back without the lock, by operations that the GIL makes atomic.
+        # Changed by operations that the GIL makes atomic: all lanes, and of these those that no thread uses; below, the
+        # threads that are in `changing`, and those that fork.
+        self._lanes: list[Lane] = []
         self._idle: list[Lane] = []
-        # Protected by _changed: _lanes (all that are open), _lanes_made, _closed,
-        # _changing (the threads in `change`), _forking (the threads that fork).
-        self._lanes: set[Lane] = set()
-        self._lanes_made = 0
+        self._numbers = itertools.count(1)
         self._closed = False
         self._changing: list[int] = []
         self._forking: list[int] = []
         self._stale = False
+        self._greeted = False
 
     def hello(self, timeout_s: float) -> Any:
         """Begin the session. Returns the coordinator's welcome. Raises ProtocolError, TimeoutError, OSError."""
-        return self.request(messages.Hello, messages.PROTOCOL_VERSION, timeout_s=timeout_s)
+        self._greeted = True  # from here on the coordinator may have it
+        try:
+            return self.request(messages.Hello, messages.PROTOCOL_VERSION, timeout_s=timeout_s)
+        except ProtocolError:
+            self._greeted = False
+            raise
 
     def check(self) -> None:
         """Raises ValueError after close(), OSError (ESTALE) in a fork's child that could not take the session over."""
@@ -84,85 +97,118 @@ class Channel:
         self.check()
         while self.holdings:
             self._send_released()
-        return _value(self._exchange(kind, fields, timeout_s), filename)
+        call = Call(kind, fields)
+        self.carry_out(call, timeout_s)
+        return _value(call.answer, filename)
 
-    def borrow(self, kind: RequestType, *fields: object, filename: str) -> Any:
-        """`request` for a BeginRead or BeginWrite.
-
-        What is lent keeps others waiting, and is to be given back in time. So when an exception (KeyboardInterrupt)
-        ends the wait, it is waited for and given back before that goes on.
-        """
+    def acquire(self, claim: Claim, kind: RequestType, *fields: object, filename: str) -> Any:
+        """`request` for what acquires something: it is the claim's, or has been refused, or goes back."""
         self.check()
-        lane = self._take(self._deadline(None))
-        try:
-            answer = lane.exchange(kind, fields, self._deadline(None))
-        except BaseException:
-            try:
-                late = lane.late_answer(time.monotonic() + LATE_TIMEOUT_S)
-                if isinstance(late, messages.Reply):
-                    lane.exchange(messages.EndIo, (late.value[0], 0), time.monotonic() + LATE_TIMEOUT_S)
-            finally:
-                with self._changed:
-                    self._drop(lane)
-            raise
-        self._give_back(lane)
-        return _value(answer, filename)
+        while self.holdings:
+            self._send_released()
+        call = Call(kind, fields, claim)
+        self.carry_out(call, None)
+        return _value(call.answer, filename)
 
     def post(self, kind: RequestType, *fields: object) -> None:
         """`request`, but without a wait for the answer, which must not matter. Raises ConnectionError, ValueError."""
         self.check()
-        lane = self._take(self._deadline(None))
-        try:
-            lane.post(kind, fields, self._deadline(None))
-        except BaseException:
-            with self._changed:
-                self._drop(lane)
-            raise
-        self._give_back(lane)
+        self._by_lane(Lane.post, Call(kind, fields), self._deadline(None))
+
+    def carry_out(self, call: Call, timeout_s: float | None) -> None:
+        """Send the request and wait for its answer, which the call has then. Raises as `request`."""
+        deadline = self._deadline(timeout_s)
+        exchange = Lane.exchange if call.claim is None else Lane.acquire
+        if call.kind in _CHANGES:
+            self.changing(self._by_lane, exchange, call, deadline)
+        else:
+            self._by_lane(exchange, call, deadline)
+
+    def complete(self, call: Call, filename: str) -> None:
+        """`request`; where an exception ends the wait it goes on a little longer, so that the call has its answer."""
+        self.check()
+        self._by_lane(Lane.complete, call, self._deadline(None))
+        _value(call.answer, filename)
+
+    def post_quietly(self, kind: RequestType, *fields: object) -> None:
+        """`post` after an exception: where the session is over, or nobody listens, there is nothing to be told."""
+        with suppress(OSError, ValueError):
+            self._by_lane(Lane.post, Call(kind, fields), time.monotonic() + POST_TIMEOUT_S)
+
+    def post_released(self) -> None:
+        """Tell what has been let go of, after an exception, and wait for nothing."""
+        with suppress(OSError, ValueError):
+            while release := self.holdings.first():
+                kind, number, forget = release
+                self._by_lane(Lane.post, Call(kind, (number,)), time.monotonic() + POST_TIMEOUT_S)
+                forget()
 
     def settle(self) -> None:
         """Tell the coordinator now what has been let go of. Where the session is over, there is nobody to tell."""
-        try:
-            while self.holdings:
+        while self.holdings:
+            try:
                 self.check()
                 self._send_released()
-        except (OSError, ValueError):
-            self.holdings.clear()
+            except (OSError, ValueError):
+                if not self._over():
+                    raise
+                self.holdings.clear()
+
+    def _over(self) -> bool:
+        poll = select.poll()
+        poll.register(self._coordinator.pidfd, select.POLLIN)
+        return self._closed or self._stale or bool(poll.poll(0))
 
     def bye(self, timeout_s: float) -> None:
         """End the session. Precondition: the pager has dropped every translation."""
         self.holdings.clear()
+        if not self._greeted:
+            return
         try:
             self.request(messages.Bye, timeout_s=timeout_s)
+            self._greeted = False
         except OSError:
             pass  # evicted, or no coordinator any more: the session is over all the same
+
+    def cancel(self) -> None:
+        """End the requests that are under way, and let none begin."""
+        self._closed = True
+        if self._closing >= 0:
+            os.eventfd_write(self._closing, 1)
 
     def close(self, timeout_s: float) -> bool:
         """End the requests that are under way in other threads, and close all sockets.
 
         Returns whether all are closed: False when a thread still has one, stuck in a signal handler perhaps.
         """
-        with self._changed:
-            self._closed = True
-            os.eventfd_write(self._closing, 1)
+        self.cancel()
+        deadline = time.monotonic() + timeout_s
+        while True:
             self._drop_idle()
-            all_closed = self._changed.wait_for(lambda: not self._lanes, timeout_s)
-        if all_closed:
-            os.close(self._closing)
-        return all_closed
+            if not self._lanes:
+                break
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_S)
+        if self._closing >= 0:
+            closing, self._closing = self._closing, -1
+            os.close(closing)
+        return True
 
     # --- fork ------------------------------------------------------------------------------------------------------
 
     def hold_changes(self, timeout_s: float) -> None:
         """Wait until no thread opens, closes, maps or unmaps, and let none begin to, until `let_changes_go`."""
-        with self._changed:
-            self._forking.append(threading.get_ident())
-            self._changed.wait_for(lambda: not self._changing, timeout_s)
+        this = threading.get_ident()
+        self._forking.append(this)
+        deadline = time.monotonic() + timeout_s
+        while any(thread != this for thread in list(self._changing)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def let_changes_go(self) -> None:
-        with self._changed:
-            self._forking.remove(threading.get_ident())
-            self._changed.notify_all()
+        this = threading.get_ident()
+        if this in self._forking:
+            self._forking.remove(this)
 
     def inherit(self, token: bytes) -> None:
         """In a fork's child: from now on this is the channel of the session `token`; the parent's lanes stay open.
@@ -178,30 +224,35 @@ class Channel:
         """In a fork's child: there is no session."""
         self._stale = True
 
-    @contextmanager
-    def change(self) -> Iterator[None]:
-        """While it lasts no thread forks: for what has several steps of which a child must see all or none."""
+    def changing(self, function: Callable[..., T], *args: Any) -> T:
+        """Call the function. While it lasts no thread forks: of its several steps a child must see all or none."""
         this = threading.get_ident()
-        with self._changed:
-            if self._forking and this not in (*self._forking, *self._changing):
-                self._changed.wait_for(lambda: not self._forking, HOLD_TIMEOUT_S)
-            self._changing.append(this)
-        try:
-            yield
-        finally:
-            with self._changed:
-                if this in self._changing:  # not in the child of a fork that came in the middle of it, by this thread
-                    self._changing.remove(this)
-                if self._forking:
-                    self._changed.notify_all()
+        deadline = time.monotonic() + HOLD_TIMEOUT_S
+        while True:
+            done: bool
+            result: T
+            done, result = mmu.marked(self._changing, this, self._unless_forking, this, deadline, function, args)
+            if done:
+                return result
+            time.sleep(POLL_S)
+
+    def _unless_forking(
+        self, this: int, deadline: float, function: Callable[..., T], args: tuple[Any, ...]
+    ) -> tuple[bool, Any]:
+        """The mark is there; a fork that begins from now on waits for it. Was the function called, and its result."""
+        inside = this in self._forking or self._changing.count(this) > 1
+        if self._forking and not inside and time.monotonic() < deadline:
+            return False, None
+        return True, function(*args)
 
     # --- lanes -----------------------------------------------------------------------------------------------------
 
     def _send_released(self) -> None:
-        release = self.holdings.take()
+        release = self.holdings.first()
         if release is not None:
-            kind, number = release
-            self._exchange(kind, (number,), None)  # an Error would say that it is gone already
+            kind, number, forget = release
+            self.carry_out(Call(kind, (number,)), None)  # an Error would say that it is gone already
+            forget()
 
     def _deadline(self, timeout_s: float | None) -> float | None:
         """Of time.monotonic(). timeout_s: None is the channel's own."""
@@ -209,71 +260,53 @@ class Channel:
             timeout_s = self.timeout_s
         return None if timeout_s == math.inf else time.monotonic() + timeout_s
 
-    def _exchange(
-        self, kind: RequestType, fields: tuple[object, ...], timeout_s: float | None
-    ) -> messages.ControlAnswer:
-        deadline = self._deadline(timeout_s)
-        if kind in _CHANGES:
-            with self.change():
-                return self._exchange_by_lane(kind, fields, deadline)
-        return self._exchange_by_lane(kind, fields, deadline)
+    def _by_lane(self, function: Callable[..., None], call: Call, *args: Any) -> None:
+        """Call the function with an idle lane, or a new one that has said Hello."""
+        while mmu.borrowed(self._idle, self._use, function, call, args) is False:
+            if not self._idle:
+                self._add_lane(*args)
 
-    def _exchange_by_lane(
-        self, kind: RequestType, fields: tuple[object, ...], deadline: float | None
-    ) -> messages.ControlAnswer:
-        lane = self._take(deadline)
-        try:
-            answer = lane.exchange(kind, fields, deadline)
-        except BaseException:
-            with self._changed:
-                self._drop(lane)
-            raise
-        self._give_back(lane)
-        return answer
-
-    def _take(self, deadline: float | None) -> Lane:
-        """An idle lane, or a new one that has said Hello."""
+    def _use(self, lane: Lane, function: Callable[..., None], call: Call, args: tuple[Any, ...]) -> bool:
+        """Returns False where the lane was broken; it is no lane any more then."""
+        if lane.broken:
+            return self._drop(lane)
         self.check()
-        try:
-            return self._idle.pop()
-        except IndexError:
-            pass
-        with self._changed:
-            self.check()
-            self._lanes_made += 1
-            identity = self._token + self._lanes_made.to_bytes(_LANE_NUMBER_BYTES, "big")
-        lane = Lane(self._coordinator, identity, self._closing, deadline)
-        with self._changed:
-            self._lanes.add(lane)
-        try:
-            answer = lane.exchange(messages.Hello, (messages.PROTOCOL_VERSION,), deadline)
-            if isinstance(answer, messages.Error):
-                raise _as_exception(answer, self._coordinator.endpoint)
-        except BaseException:
-            with self._changed:
-                self._drop(lane)
-            raise
-        return lane
+        function(lane, call, *args)
+        return True
 
-    def _give_back(self, lane: Lane) -> None:
+    def _add_lane(self, deadline: float | None = None) -> None:
+        self.check()
+        identity = self._token + next(self._numbers).to_bytes(_LANE_NUMBER_BYTES, "big")
+        lane = Lane(self._coordinator, identity, self._closing, deadline)
+        hello = Call(messages.Hello, (messages.PROTOCOL_VERSION,))
+        try:
+            lane.exchange(hello, deadline)
+            if isinstance(hello.answer, messages.Error):
+                raise _as_exception(hello.answer, self._coordinator.endpoint)
+        except BaseException:
+            lane.close()
+            raise
+        self._lanes.append(lane)
         self._idle.append(lane)
         if self._closed:
-            with self._changed:
-                self._drop_idle()
+            self._drop_idle()
 
     def _drop_idle(self) -> None:
         while self._idle:
-            self._drop(self._idle.pop())
+            mmu.borrowed(self._idle, self._drop)
 
-    def _drop(self, lane: Lane) -> None:
+    def _drop(self, lane: Lane) -> bool:
+        """Returns False: the lane is none any more."""
         lane.close()
-        self._lanes.discard(lane)
-        self._changed.notify_all()
+        if lane in self._lanes:
+            self._lanes.remove(lane)
+        return False
 
 
-def _value(answer: messages.ControlAnswer, filename: str | None) -> Any:
+def _value(answer: messages.ControlAnswer | None, filename: str | None) -> Any:
     if isinstance(answer, messages.Error):
         raise _as_exception(answer, filename)
+    assert answer is not None
     return answer.value
 
 

@@ -16,7 +16,8 @@ given back first, and that chunk goes through a message.
 
 from typing import TYPE_CHECKING
 
-from dax_mp import messages
+from dax_mp import messages, mmu
+from dax_mp.clients.lane import Claim
 from dax_mp.limits import IO_CHUNK_BYTES_MAX, IO_LEASE_BYTES_MAX
 
 if TYPE_CHECKING:
@@ -38,25 +39,41 @@ def write(handle: "Handle", data: memoryview, offset_bytes: int, append: bool) -
     return offset_bytes
 
 
+class _Lease:
+    """What one request has lent, and how much of it has been stored. It goes back whatever happens."""
+
+    def __init__(self, handle: "Handle") -> None:
+        self.handle = handle
+        self.claim = Claim(messages.EndIo)
+        self.done_bytes = 0
+
+    def settle(self, failed: bool) -> None:
+        """Give back what has not been, and wait for nothing: an exception may be on its way."""
+        if self.claim.number is not None:
+            self.handle.session.channel.post_quietly(messages.EndIo, self.claim.number, self.done_bytes)
+            self.claim.number = None
+
+
 def _store(handle: "Handle", data: memoryview, offset_bytes: int, append: bool) -> tuple[int, int]:
     """Store as much as one lease and the buffer's pages allow. Returns how much, and the offset after it."""
+    lease = _Lease(handle)
+    return mmu.settled(lease.settle, _store_lent, handle, lease, data, offset_bytes, append)
+
+
+def _store_lent(handle: "Handle", lease: _Lease, data: memoryview, offset_bytes: int, append: bool) -> tuple[int, int]:
     channel, pager = handle.session.channel, handle.session.pager
-    io_id, offset_bytes, changes_file, flat = channel.borrow(
-        messages.BeginWrite, handle.number, offset_bytes, int(append), len(data), filename=handle.name
+    io_id, offset_bytes, changes_file, flat = channel.acquire(
+        lease.claim, messages.BeginWrite, handle.number, offset_bytes, int(append), len(data), filename=handle.name
     )
-    done_bytes = 0
-    try:
-        for address, length_bytes in zip(flat[::2], flat[1::2], strict=True):
-            copied_bytes = pager.store(data[done_bytes : done_bytes + length_bytes], address)
-            done_bytes += copied_bytes
-            if copied_bytes < length_bytes:
-                break
-    finally:
-        if changes_file:
-            channel.request(messages.EndIo, io_id, done_bytes, filename=handle.name)
-        else:
-            channel.post(messages.EndIo, io_id, done_bytes)
-    return done_bytes, offset_bytes + done_bytes
+    for address, length_bytes in zip(flat[::2], flat[1::2], strict=True):
+        copied_bytes = pager.store(data[lease.done_bytes : lease.done_bytes + length_bytes], address)
+        lease.done_bytes += copied_bytes
+        if copied_bytes < length_bytes:
+            break
+    if changes_file:
+        channel.request(messages.EndIo, io_id, lease.done_bytes, filename=handle.name)
+        lease.claim.number = None
+    return lease.done_bytes, offset_bytes + lease.done_bytes
 
 
 def readinto(handle: "Handle", buffer: memoryview, offset_bytes: int) -> int:
@@ -77,19 +94,23 @@ def readinto(handle: "Handle", buffer: memoryview, offset_bytes: int) -> int:
 
 def _load(handle: "Handle", buffer: memoryview, offset_bytes: int) -> tuple[int, bool]:
     """Load as much as one lease and the buffer's pages allow. Returns how much, and whether the file ends there."""
+    lease = _Lease(handle)
+    return mmu.settled(lease.settle, _load_lent, handle, lease, buffer, offset_bytes)
+
+
+def _load_lent(handle: "Handle", lease: _Lease, buffer: memoryview, offset_bytes: int) -> tuple[int, bool]:
     channel, pager = handle.session.channel, handle.session.pager
-    io_id, flat = channel.borrow(messages.BeginRead, handle.number, offset_bytes, len(buffer), filename=handle.name)
-    done_bytes = 0
-    try:
-        for address, length_bytes in zip(flat[::2], flat[1::2], strict=True):
-            part = buffer[done_bytes : done_bytes + length_bytes]
-            copied_bytes = pager.load(part, address) if address else _zero(part)
-            done_bytes += copied_bytes
-            if copied_bytes < length_bytes:
-                break
-    finally:
-        channel.post(messages.EndIo, io_id, 0)
-    return done_bytes, not any(flat[1::2])
+    _, flat = channel.acquire(
+        lease.claim, messages.BeginRead, handle.number, offset_bytes, len(buffer), filename=handle.name
+    )
+    loaded_bytes = 0
+    for address, length_bytes in zip(flat[::2], flat[1::2], strict=True):
+        part = buffer[loaded_bytes : loaded_bytes + length_bytes]
+        copied_bytes = pager.load(part, address) if address else _zero(part)
+        loaded_bytes += copied_bytes
+        if copied_bytes < length_bytes:
+            break
+    return loaded_bytes, not any(flat[1::2])
 
 
 _ZEROES = memoryview(bytes(IO_CHUNK_BYTES_MAX))

@@ -15,10 +15,11 @@ import operator
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
+from dax_mp import mmu
 from dax_mp.clients import file_ranges
 from dax_mp.clients.file_ranges import FileRanges, as_offset
 from dax_mp.clients.handle import Handle
@@ -150,30 +151,23 @@ class DaxFile(FileRanges):
         if length_bytes < 0:
             return self.readall()
         handle = self._open_for_reading()
-        with self._lock:
-            return self._read(handle, length_bytes)
+        return mmu.locked(self._lock, self._read, handle, length_bytes)
 
     def readall(self) -> bytes:
         """All that is left."""
         handle = self._open_for_reading()
-        with self._lock:
-            return self._read(handle, OFFSET_BYTES_MAX)
+        return mmu.locked(self._lock, self._read, handle, OFFSET_BYTES_MAX)
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         """Fill the buffer; returns the number of bytes, fewer than its length only at the end of the file."""
         handle = self._open_for_reading()
-        with self._lock, _view_to_fill(buffer) as view:
-            filled_bytes = file_ranges.readinto(handle, view, self._position_bytes)
-            self._position_bytes += filled_bytes
-            return filled_bytes
+        with _view_to_fill(buffer) as view:
+            return mmu.locked(self._lock, self._fill, file_ranges.readinto, handle, view)
 
     def readv(self, buffers: "Sequence[WriteableBuffer]", /) -> int:
         """As `preadv`, at the position."""
         handle = self._open_for_reading()
-        with self._lock:
-            filled_bytes = file_ranges.readv(handle, buffers, self._position_bytes)
-            self._position_bytes += filled_bytes
-            return filled_bytes
+        return mmu.locked(self._lock, self._fill, file_ranges.readv, handle, buffers)
 
     def write(self, data: "ReadableBuffer", /) -> int:
         """Write all of it; in append mode at the end of the file. Returns the number of bytes.
@@ -181,16 +175,16 @@ class DaxFile(FileRanges):
         Raises OSError: ENOSPC, EFBIG. Of data longer than IO_CHUNK_BYTES_MAX a part may have been written then.
         """
         handle = self._open_for_writing()
-        with self._lock, file_ranges.byte_view(data) as view:
-            self._position_bytes = file_ranges.write(handle, view, self._position_bytes, self._kind == "a")
+        with file_ranges.byte_view(data) as view:
+            mmu.locked(self._lock, self._store, file_ranges.write, handle, view)
             return len(view)
 
     def writev(self, buffers: "Sequence[ReadableBuffer]", /) -> int:
         """As `pwritev`, at the position; in append mode at the end of the file."""
         handle = self._open_for_writing()
-        with self._lock, ExitStack() as stack:
+        with ExitStack() as stack:
             views = [stack.enter_context(file_ranges.byte_view(buffer)) for buffer in buffers]
-            self._position_bytes = file_ranges.writev(handle, views, self._position_bytes, self._kind == "a")
+            mmu.locked(self._lock, self._store, file_ranges.writev, handle, views)
             return sum(map(len, views))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -199,23 +193,24 @@ class DaxFile(FileRanges):
         Raises OSError: EINVAL for a position before the start, ENXIO where there is no data or hole (lseek(2)).
         """
         handle = self._open()
-        offset_bytes = as_offset(offset)
-        with self._lock:
-            if whence in (os.SEEK_DATA, os.SEEK_HOLE):
-                if offset_bytes < 0:
-                    raise os_error(errno.ENXIO, filename=self.name)
-                self._position_bytes = handle.seek(offset_bytes, whence)
-                return self._position_bytes
-            if whence == os.SEEK_CUR:
-                offset_bytes += self._position_bytes
-            elif whence == os.SEEK_END:
-                offset_bytes += handle.size_bytes()
-            elif whence != os.SEEK_SET:
-                raise os_error(errno.EINVAL, filename=self.name)
-            if not 0 <= offset_bytes <= OFFSET_BYTES_MAX:
-                raise os_error(errno.EINVAL, filename=self.name)
-            self._position_bytes = offset_bytes
-            return offset_bytes
+        return mmu.locked(self._lock, self._seek, handle, as_offset(offset), whence)
+
+    def _seek(self, handle: Handle, offset_bytes: int, whence: int) -> int:
+        if whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            if offset_bytes < 0:
+                raise os_error(errno.ENXIO, filename=self.name)
+            self._position_bytes = handle.seek(offset_bytes, whence)
+            return self._position_bytes
+        if whence == os.SEEK_CUR:
+            offset_bytes += self._position_bytes
+        elif whence == os.SEEK_END:
+            offset_bytes += handle.size_bytes()
+        elif whence != os.SEEK_SET:
+            raise os_error(errno.EINVAL, filename=self.name)
+        if not 0 <= offset_bytes <= OFFSET_BYTES_MAX:
+            raise os_error(errno.EINVAL, filename=self.name)
+        self._position_bytes = offset_bytes
+        return offset_bytes
 
     def tell(self) -> int:
         """The position in bytes."""
@@ -291,8 +286,8 @@ class DaxFile(FileRanges):
 
     def forget(self) -> None:
         """Close it here, and leave telling the coordinator to the next request, or to the session's end."""
-        super().close()
         self._handle = None
+        super().close()
 
     def __del__(self) -> None:
         if self.__dict__.get("_handle") is not None and not self.closed:
@@ -332,10 +327,18 @@ class DaxFile(FileRanges):
         return handle
 
     def _read(self, handle: Handle, length_bytes: int) -> bytes:
-        """Up to `length_bytes` from the position on. Precondition: the lock is held."""
+        """Up to `length_bytes` from the position on. Precondition of this and the next two: the lock is held."""
         data = file_ranges.read(handle, length_bytes, self._position_bytes)
         self._position_bytes += len(data)
         return data
+
+    def _fill(self, read: Callable[[Handle, Any, int], int], handle: Handle, target: Any) -> int:
+        filled_bytes = read(handle, target, self._position_bytes)
+        self._position_bytes += filled_bytes
+        return filled_bytes
+
+    def _store(self, write: Callable[[Handle, Any, int, bool], int], handle: Handle, source: Any) -> None:
+        self._position_bytes = write(handle, source, self._position_bytes, self._kind == "a")
 
 
 def _view_to_fill(buffer: "WriteableBuffer") -> memoryview:

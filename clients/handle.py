@@ -7,6 +7,7 @@ counts them, and `holdings.py` tells the coordinator.
 from typing import TYPE_CHECKING
 
 from dax_mp import messages
+from dax_mp.clients.lane import Claim
 from dax_mp.clients.status import Extent, FileStat
 from dax_mp.limits import LIST_ENTRIES_MAX
 from dax_mp.messages import OpenFlag
@@ -23,9 +24,10 @@ class Handle:
     def __init__(self, session: "Session", name: str, flags: OpenFlag) -> None:
         self.session = session
         self.name = name
+        claim = Claim(messages.Close)
+        session.channel.holdings.add_claim(self, claim)
         self.number: int
-        self.number, self.ino, _ = session.channel.request(messages.Open, name, int(flags), filename=name)
-        session.channel.holdings.add_handle(self)
+        self.number, self.ino, _ = session.channel.acquire(claim, messages.Open, name, int(flags), filename=name)
 
     def stat(self) -> FileStat:
         return FileStat.from_reply(self.session.channel.request(messages.Fstat, self.number, filename=self.name))

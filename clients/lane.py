@@ -1,8 +1,12 @@
-"""A lane: one control socket, with at most one request under way.
+"""A lane: one control socket, with one request at a time that is waited for.
 
-When the wait for its answer ends in any other way than by the answer (KeyboardInterrupt, the coordinator's death), the
-lane is closed: a late answer then has nowhere to go and cannot be taken for that of a later request. What such a
-request was for may or may not have been done; what it has acquired (a handle, a VMA) goes with the session.
+A wait may be ended by an exception (of a signal handler, or the request's deadline) between any two bytecodes. The lane
+can be used afterwards. It numbers its requests, and the answer repeats the number: an answer that comes late is told
+from that of a later request, and passed over. Only where a request has been sent in part the lane is given up; that
+request will never be seen.
+
+What the interrupted request was for may be done all the same. What it has acquired, or will, goes back: `acquire` says
+Cancel where its wait has not ended in the answer being written down in the `Claim`, which was there before.
 
 A wait ends at the answer, at the coordinator's death (its pidfd), when the session is closed by another thread (an
 eventfd), or at the deadline of the request: it never lasts for ever, neither on a coordinator that is gone nor on one
@@ -11,10 +15,13 @@ that is silent.
 
 import errno
 import select
+import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, NamedTuple
 
-from dax_mp import messages
+from dax_mp import messages, mmu
 from dax_mp.clients.zmtp import Dealer, Interrupted
 from dax_mp.endpoint import control_path
 from dax_mp.errors import ProtocolError, os_error
@@ -25,6 +32,15 @@ ENDING_S: Final = 1.0
 """How long a coordinator may take from the end of its sockets to its own."""
 
 _REQUEST_IDS: Final = (1 << 32) - 1
+
+LATE_TIMEOUT_S: Final = 5.0
+"""How long an operation that was interrupted waits to hear what its last request has come to."""
+
+CANCEL_TIMEOUT_S: Final = 1.0
+"""How long it tries to say Cancel, to a coordinator that does not listen."""
+
+_LATE_MAX: Final = 1 << 31
+"""How many requests may have been sent since the one that is answered."""
 
 
 class CoordinatorProcess(NamedTuple):
@@ -43,14 +59,41 @@ class CoordinatorProcess(NamedTuple):
         )
 
 
+class Claim:
+    """On what a request acquires: a handle, a VMA, a pin, a lease. It is there before the request is sent.
+
+    release: the message that gives it back; it has one field, the number.
+    """
+
+    __slots__ = ("number", "release")
+
+    def __init__(self, release: RequestType) -> None:
+        self.release = release
+        self.number: int | None = None
+        """None: nothing has been acquired, or it has gone back."""
+
+
+class Call:
+    """A request, and its answer once that is there."""
+
+    __slots__ = ("answer", "claim", "fields", "kind", "request_id")
+
+    def __init__(self, kind: RequestType, fields: tuple[object, ...], claim: Claim | None = None) -> None:
+        self.kind = kind
+        self.fields = fields
+        self.claim = claim
+        self.answer: messages.ControlAnswer | None = None
+        self.request_id = 0
+
+
 class Lane:
-    """One control socket, used by one thread at a time. After any exception it is to be closed."""
+    """One control socket, used by one thread at a time. Where it is `broken` it is to be closed."""
 
     def __init__(self, coordinator: CoordinatorProcess, identity: bytes, closing: int, deadline: float | None) -> None:
         self._coordinator = coordinator
         self._next_id = 1
-        self._owed_id = 0  # of a request whose answer nobody waits for, until it has come
-        self._waiting = False
+        self._sending_id = 0
+        self._failed = False
         try:
             path = control_path(coordinator.endpoint)
             self._dealer = Dealer(path, coordinator.pid, identity, (coordinator.pidfd, closing), deadline)
@@ -59,62 +102,87 @@ class Lane:
         except (ConnectionResetError, ConnectionRefusedError, FileNotFoundError, BrokenPipeError):
             raise self._unreachable() from None
 
-    def exchange(self, kind: RequestType, fields: tuple[object, ...], deadline: float | None) -> messages.ControlAnswer:
-        """Send the request and wait for its answer."""
+    @property
+    def broken(self) -> bool:
+        return self._failed or self._dealer.sent_in_part
+
+    def exchange(self, call: Call, deadline: float | None) -> None:
+        """Send the request, wait for its answer and write that down in the call."""
         try:
-            request_id = self._send(kind, fields, deadline)
-            self._waiting = True
-            answer = self._receive(deadline)
-            self._waiting = False
+            self._send(call, deadline)
+            while call.answer is None:
+                self._receive(call, deadline)
         except Interrupted as interrupted:
+            self._failed = interrupted.descriptor is not None
             raise self._reason(interrupted) from None
         except (ConnectionResetError, BrokenPipeError):
+            self._failed = True
             raise self._coordinator.gone() from None
-        if answer.request_id not in (request_id, 0):
-            raise ProtocolError("the coordinator answered another request than it was sent")
-        return answer
+        except ProtocolError:
+            self._failed = True
+            raise
 
-    def post(self, kind: RequestType, fields: tuple[object, ...], deadline: float | None) -> None:
-        """Send the request; its answer is passed over when it comes, before that of the next one."""
+    def acquire(self, call: Call, deadline: float | None) -> None:
+        """`exchange` for a request that acquires something, which is the claim's then, or goes back."""
+        mmu.settled(partial(self._settle_claim, call), self._acquire, call, deadline)
+
+    def _acquire(self, call: Call, deadline: float | None) -> None:
+        assert call.claim is not None
+        self.exchange(call, deadline)
+        if isinstance(call.answer, messages.Reply):
+            call.claim.number = number_of(call.answer.value)
+
+    def _settle_claim(self, call: Call, failed: bool) -> None:
+        claim = call.claim
+        if failed and claim is not None and claim.number is None and not isinstance(call.answer, messages.Error):
+            with suppress(Interrupted, OSError):  # the session is over then, or the lane, and with it the request
+                if call.request_id and not self.broken:
+                    self._send(Call(messages.Cancel, (call.request_id,)), time.monotonic() + CANCEL_TIMEOUT_S)
+
+    def post(self, call: Call, deadline: float | None) -> None:
+        """Send the request; its answer is passed over when it comes."""
         try:
-            if self._owed_id:  # by what another thread posted, which had this lane meanwhile
-                self._receive_owed(deadline)
-            self._owed_id = self._send(kind, fields, deadline)
+            self._send(call, deadline)
         except Interrupted as interrupted:
+            self._failed = True
             raise self._reason(interrupted) from None
         except (ConnectionResetError, BrokenPipeError):
+            self._failed = True
             raise self._coordinator.gone() from None
 
-    def _send(self, kind: RequestType, fields: tuple[object, ...], deadline: float | None) -> int:
-        request_id = self._next_id
-        self._next_id = self._next_id % _REQUEST_IDS + 1
-        self._dealer.send(messages.encode(kind(request_id, *fields)), deadline)
-        return request_id
+    def complete(self, call: Call, deadline: float | None) -> None:
+        """`exchange`, and where an exception ends it, wait a little longer for the answer if the request was sent."""
+        mmu.settled(partial(self._await_late, call), self.exchange, call, deadline)
 
-    def _receive(self, deadline: float | None) -> messages.ControlAnswer:
-        """The answer of the last request that was sent."""
-        if self._owed_id:
-            self._receive_owed(deadline)
-        return self._receive_next(deadline)
+    def _await_late(self, call: Call, failed: bool) -> None:
+        if failed and not self.broken and self._is_sent(call):
+            deadline = time.monotonic() + LATE_TIMEOUT_S
+            with suppress(Interrupted, OSError):
+                while call.answer is None:
+                    self._receive(call, deadline)
 
-    def _receive_owed(self, deadline: float | None) -> None:
-        answer = self._receive_next(deadline)
-        if answer.request_id != self._owed_id:
-            raise ProtocolError("the coordinator answered another request than it was sent")
-        self._owed_id = 0
+    def _is_sent(self, call: Call) -> bool:
+        return bool(call.request_id) and self._sending_id == call.request_id and self._dealer.sent_whole
 
-    def _receive_next(self, deadline: float | None) -> messages.ControlAnswer:
-        answer = messages.decode(self._dealer.receive(deadline))
+    def _send(self, call: Call, deadline: float | None) -> None:
+        call.request_id = self._next_id
+        self._next_id = call.request_id % _REQUEST_IDS + 1
+        message = messages.encode(call.kind(call.request_id, *call.fields))
+        self._dealer.begin()
+        self._sending_id = call.request_id
+        self._dealer.send(message, deadline)
+
+    def _receive(self, call: Call, deadline: float | None) -> None:
+        """The next answer: the call's, or one that nobody waits for any more. Until it is discarded it is the next."""
+        message, end = self._dealer.next_message(deadline)
+        answer = messages.decode(message)
         if not isinstance(answer, messages.Reply | messages.Error):
             raise ProtocolError(f"the coordinator answered a request with {type(answer).__name__}")
-        return answer
-
-    def late_answer(self, deadline: float) -> messages.ControlAnswer | None:
-        """After an exception in `exchange`: the answer, where that was still waiting for it and it comes."""
-        try:
-            return self._receive(deadline) if self._waiting else None
-        except (Interrupted, OSError):
-            return None
+        if answer.request_id in (call.request_id, 0):
+            call.answer = answer
+        elif (call.request_id - answer.request_id) % _REQUEST_IDS > _LATE_MAX:
+            raise ProtocolError("the coordinator answered another request than it was sent")
+        self._dealer.discard(end)
 
     def _reason(self, interrupted: Interrupted) -> Exception:
         if interrupted.descriptor is None:
@@ -141,3 +209,11 @@ class Lane:
 
     def close(self) -> None:
         self._dealer.close()
+
+
+def number_of(value: Any) -> int:
+    """What has been acquired, by the reply: a number, or a list that begins with it."""
+    number = value[0] if isinstance(value, list) else value
+    if type(number) is not int:
+        raise ProtocolError("the coordinator's reply is not what was asked for")
+    return number

@@ -2,9 +2,11 @@
 
 import errno
 import mmap
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from dax_mp import messages
+from dax_mp import messages, mmu
+from dax_mp.clients.lane import Claim
 from dax_mp.clients.mapping import ACCESS_COPY, ACCESS_DEFAULT, ACCESS_READ, ACCESS_WRITE, Mapping
 from dax_mp.clients.mapping_cursor import as_c_int
 from dax_mp.errors import os_error
@@ -109,9 +111,19 @@ def _access_of(access: int, flags: int, prot: int, name: str) -> int:
 
 
 def _map(handle: "Handle", offset: int, length: int, access: int, trackfd: bool) -> Mapping:
+    """The VMA's number is on the claim until the mapping has it, which tells the coordinator of its own end."""
+    claim = Claim(messages.Munmap)
+    mapping = Mapping.__new__(Mapping)
+    mmu.settled(partial(_settle_map, handle, claim, mapping), _acquire, handle, claim, mapping, offset, length, access)
+    mapping.trackfd = trackfd
+    return mapping
+
+
+def _acquire(handle: "Handle", claim: Claim, mapping: Mapping, offset: int, length: int, access: int) -> None:
     page_size = handle.session.page_size
     vma_access = Access.READ | Access.WRITE if access == ACCESS_WRITE else Access.READ
-    vma_id = handle.session.channel.request(
+    vma_id = handle.session.channel.acquire(
+        claim,
         messages.Mmap,
         handle.number,
         offset // page_size,
@@ -120,8 +132,16 @@ def _map(handle: "Handle", offset: int, length: int, access: int, trackfd: bool)
         int(access == ACCESS_COPY),
         filename=handle.name,
     )
-    try:
-        return Mapping(handle, vma_id, offset, length, access, trackfd)
-    except OSError:
-        handle.session.channel.request(messages.Munmap, vma_id)
-        raise
+    Mapping.__init__(mapping, handle, vma_id, offset, length, access)
+
+
+def _settle_map(handle: "Handle", claim: Claim, mapping: Mapping, failed: bool) -> None:
+    if not failed:
+        return
+    if not mapping.closed:
+        mmu.Window.close(mapping)
+        claim.number = None
+    elif claim.number is not None:
+        handle.session.channel.holdings.closed_vmas.append(claim.number)
+        claim.number = None
+    handle.session.channel.post_released()

@@ -14,18 +14,22 @@ import errno
 import mmap
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from dax_mp import messages
+from dax_mp import messages, mmu
 from dax_mp.clients.bus_error import BusError
+from dax_mp.clients.lane import Call, Claim
 from dax_mp.clients.mapping_cursor import MappingCursor, as_c_int, as_ssize
 from dax_mp.clients.page_table import PageTableEntry, read_page_table
+from dax_mp.clients.pin import Pin
 from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.errors import os_error
 
 if TYPE_CHECKING:
+    from dax_mp.clients.channel import Channel
     from dax_mp.clients.handle import Handle
     from dax_mp.clients.lane import RequestType
 
@@ -59,9 +63,7 @@ class Mapping(MappingCursor):
         >>> view.release(); mapping.close(); file.close()
     """
 
-    def __init__(
-        self, handle: "Handle", vma_id: int, offset_bytes: int, length_bytes: int, access: int, trackfd: bool
-    ) -> None:
+    def __init__(self, handle: "Handle", vma_id: int, offset_bytes: int, length_bytes: int, access: int) -> None:
         session = handle.session
         pgoff = offset_bytes // session.page_size
         writable, private = access in (ACCESS_WRITE, ACCESS_COPY), access == ACCESS_COPY
@@ -73,7 +75,8 @@ class Mapping(MappingCursor):
         """The file's name when it was opened."""
         self.offset_bytes = offset_bytes
         self.access = access
-        self._trackfd = trackfd
+        self.trackfd = True
+        """Are `size` and `resize` allowed?"""
         session.channel.holdings.add_mapping(self)
 
     def inherit(self) -> None:
@@ -89,7 +92,7 @@ class Mapping(MappingCursor):
     def size(self) -> int:
         """The file's size in bytes, which need not be the mapping's. Raises OSError, ValueError when closed."""
         handle = self._open_handle()
-        if not self._trackfd:
+        if not self.trackfd:
             raise ValueError("can't get size with trackfd=False")
         return handle.size_bytes()
 
@@ -119,7 +122,7 @@ class Mapping(MappingCursor):
         newsize = as_ssize(newsize)
         if self.access != ACCESS_WRITE:
             raise TypeError("mmap can't resize a readonly or copy-on-write memory map.")
-        if not self._trackfd:
+        if not self.trackfd:
             raise ValueError("mmap can't resize with trackfd=False.")
         if newsize < 0 or newsize > sys.maxsize - self.offset_bytes:
             raise ValueError("new size out of range")
@@ -141,25 +144,43 @@ class Mapping(MappingCursor):
 
     def _set_length(self, length_bytes: int, truncated: "Handle | None") -> None:
         """Of the mapping, and of the file where a handle of it is given."""
-        length_pages = -(-length_bytes // self._open_handle().session.page_size)
-        with self._resizing, self._channel.change():
-            before_bytes = len(self)
-            if length_bytes > before_bytes:  # address space first: without it nothing is changed
-                try:
-                    super().resize(length_bytes)
-                except OSError as error:
-                    error.filename = self.name
-                    raise
+        self._open_handle()
+        mmu.locked(self._resizing, self._channel.changing, self._change_length, length_bytes, truncated)
+
+    def _change_length(self, length_bytes: int, truncated: "Handle | None") -> None:
+        truncate = None
+        if truncated is not None:
+            truncate = Call(messages.Truncate, (truncated.number, self.offset_bytes + length_bytes))
+        agree = partial(self._agree, len(self), length_bytes, truncate)
+        mmu.settled(agree, self._change_each_length, length_bytes, truncate)
+
+    def _change_each_length(self, length_bytes: int, truncate: Call | None) -> None:
+        before_bytes = len(self)
+        if length_bytes > before_bytes:  # address space first: without it nothing is changed
             try:
-                if truncated is not None:
-                    truncated.truncate(self.offset_bytes + length_bytes)
-                self._request(messages.Mremap, self.vma_id, length_pages)
-            except BaseException:
-                if length_bytes > before_bytes:
-                    super().resize(before_bytes)
-                raise
-            if length_bytes < before_bytes:
                 super().resize(length_bytes)
+            except OSError as error:
+                if error.filename is None:
+                    error.filename = self.name
+                raise
+        if truncate is not None:
+            self._channel.complete(truncate, self.name)
+        self._request(messages.Mremap, self.vma_id, self._pages(length_bytes))
+        if length_bytes < before_bytes:
+            super().resize(length_bytes)
+
+    def _agree(self, before_bytes: int, length_bytes: int, truncate: Call | None, failed: bool) -> None:
+        """After an exception: window and VMA are as long as before, or as the file is to be, where it is."""
+        if not failed or self.closed:
+            return
+        if truncate is not None and isinstance(truncate.answer, messages.Reply):
+            before_bytes = length_bytes
+        self._channel.post_quietly(messages.Mremap, self.vma_id, self._pages(before_bytes))
+        with suppress(OSError, ValueError, BufferError):
+            super().resize(before_bytes)
+
+    def _pages(self, length_bytes: int) -> int:
+        return -(-length_bytes // self._open_handle().session.page_size)
 
     def madvise(self, option: int, start: int = 0, length: int | None = None, /) -> None:
         """Advice as madvise(2). MADV_WILLNEED maps the blocks that are there, MADV_DONTNEED drops what is mapped,
@@ -226,8 +247,7 @@ class Mapping(MappingCursor):
         pgoff = (self.offset_bytes + start) // page_size
         self._request(messages.MunmapRange, self.vma_id, pgoff, -(-length // page_size))
 
-    @contextmanager
-    def pin(self, start: int = 0, length: int | None = None) -> Iterator[memoryview]:
+    def pin(self, start: int = 0, length: int | None = None) -> Pin:
         """The range as a memoryview whose pages are mapped, and stay so until the end of the `with`.
 
         It can be given to what does not fault pages in: io_uring, devices, system calls past the libc. Holes get their
@@ -245,17 +265,16 @@ class Mapping(MappingCursor):
             raise ValueError("the range is not in the mapping")
         first = (self.offset_bytes + start) // page_size
         end = -(-(self.offset_bytes + start + length_bytes) // page_size)
-        with memoryview(cast(Any, self)) as whole, whole[start : start + length_bytes] as view:  # it stays open
-            pin_id = self._request(messages.Pin, self.vma_id, first, end - first)
-            try:
-                self.keep(start, length_bytes, True)
-                try:
-                    super().populate(start, length_bytes, self.writable)
-                    yield view
-                finally:
-                    self.keep(start, length_bytes, False)
-            finally:
-                self._request(messages.Unpin, pin_id)
+        return Pin(self, start, length_bytes, first, end - first)
+
+    def acquire_pin(self, owner: Pin, claim: Claim, first: int, pages: int) -> None:
+        """For `Pin`: pin these pages of the file."""
+        self.channel.holdings.add_claim(owner, claim)
+        self._by_number(partial(self.channel.acquire, claim, messages.Pin, self.vma_id, first, pages))
+
+    def unpin(self, number: int) -> None:
+        """For `Pin`."""
+        self._request(messages.Unpin, number)
 
     def protect(self, start: int, length: int | None = None, access: int = mmap.PROT_READ | mmap.PROT_WRITE) -> None:
         """Say what the pages of a range may be used for, as mprotect(2).
@@ -320,7 +339,7 @@ class Mapping(MappingCursor):
         """The file is opened by its name in the other process, and mapped alike; private copies stay here."""
         handle = self._open_handle()
         name = handle.stat().name or handle.name
-        return _remap, (handle.session, name, handle.ino, self.offset_bytes, len(self), self.access, self._trackfd)
+        return _remap, (handle.session, name, handle.ino, self.offset_bytes, len(self), self.access, self.trackfd)
 
     @property
     def usable(self) -> bool:
@@ -331,10 +350,18 @@ class Mapping(MappingCursor):
         """Whether the file has a name, by which another process finds it. Raises OSError, ValueError when closed."""
         return self._open_handle().stat().name is not None
 
-    def _request(self, kind: "RequestType", *fields: object) -> Any:
-        """Raises ValueError where another thread has closed the mapping meanwhile."""
+    @property
+    def channel(self) -> "Channel":
+        """For the library's own modules."""
+        return self._channel
+
+    def _request(self, kind: "RequestType", *fields: object) -> None:
+        self._by_number(partial(self._channel.request, kind, *fields))
+
+    def _by_number(self, request: Callable[..., Any]) -> None:
+        """A request about the VMA. Raises ValueError where another thread has closed the mapping meanwhile."""
         try:
-            return self._channel.request(kind, *fields, filename=self.name)
+            request(filename=self.name)
         except OSError:
             self._check_open()
             raise

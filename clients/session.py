@@ -37,7 +37,7 @@ from dax_mp.clients.file import DaxFile
 from dax_mp.clients.names import check_name
 from dax_mp.clients.page_table import Backing, FileId
 from dax_mp.clients.signals import keep_fault_handler_first
-from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps, read_maps
+from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps, read_list, read_maps
 from dax_mp.endpoint import pager_path
 from dax_mp.errors import os_error
 
@@ -117,16 +117,24 @@ class Session:
         self.faults = ways.way(faults)
         """How page faults arrive: `signals` or `userfaultfd`."""
         self._wanted_timeout_s = attach.check_timeout(timeout)
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()
         self._pid = os.getpid()
-        with ExitStack() as undo:
-            self._attach(undo)
-            self._undo = undo.pop_all()
-        self._closed = False
-        # The interpreter ends sessions before the coordinators that launch() started, since those came first.
+        self._undo = ExitStack()
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
+        mmu.settled(self._settle_begin, self._begin)
+
+    def _begin(self) -> None:
+        self._attach(self._undo)
+        # The interpreter ends sessions before the coordinators that launch() started, since those came first.
         atexit.register(self._at_exit)
         fork.register(self)
+        self._closed = False
+
+    def _settle_begin(self, failed: bool) -> None:
+        if failed:
+            self._closed = True
+            atexit.unregister(self._at_exit)
+            self._undo.close()
 
     def _attach(self, undo: ExitStack) -> None:
         self._coordinator = attach.find_coordinator(self.endpoint)
@@ -140,12 +148,13 @@ class Session:
         self._start_pager(undo, CONNECT_TIMEOUT_S)
 
     def _lock_file(self, undo: ExitStack) -> None:
-        self._lock_fd = attach.lock_session(self.endpoint, self._token)
-        undo.callback(attach.unlock_session, self.endpoint, self._token, self._lock_fd)
+        self._lock_fds: list[int] = []
+        undo.callback(attach.unlock_session, self.endpoint, self._token, self._lock_fds)
+        self._lock_fds.append(attach.lock_session(self.endpoint, self._token))
 
     def _hello(self, undo: ExitStack, timeout_s: float) -> None:
-        self._welcome = self.channel.hello(timeout_s)
         undo.callback(self.channel.bye, CLOSE_TIMEOUT_S)
+        self._welcome = self.channel.hello(timeout_s)
         attach.check_welcome(self._welcome)
         self.timeout = self.channel.timeout_s = attach.answer_timeout_s(self._welcome, self._wanted_timeout_s)
         """How many seconds an access or a request waits for a coordinator that is alive but does not answer."""
@@ -172,15 +181,11 @@ class Session:
         undo.callback(self.pager.close)
         self.channel.holdings.closed_vmas = self.pager.closed_vmas
 
-    def _open_region(self, kind: Backing, open_regions: ExitStack) -> int:
+    def _open_region(self, kind: Backing, undo: ExitStack) -> int:
         """The region's descriptor, -1 where the coordinator has no such region."""
-        name = self._welcome[f"{kind}_name"]
-        if name is None:
-            return -1
-        fd = attach.open_region(name, kind, self._welcome[f"{kind}_pages"], self._welcome)
-        open_regions.callback(os.close, fd)
-        status = os.fstat(fd)
-        self.regions[status.st_dev, status.st_ino] = kind
+        fd, file_id = attach.open_region_of(self._welcome, kind, undo)
+        if file_id is not None:
+            self.regions[file_id] = kind
         return fd
 
     # --- what it is ------------------------------------------------------------------------------------------------
@@ -252,14 +257,7 @@ class Session:
 
     def scandir(self) -> list[FileStat]:
         """All files that have a name, by name."""
-        stats: list[FileStat] = []
-        after = ""
-        while True:
-            replies = self.channel.request(messages.List, after)
-            if not replies:
-                return stats
-            stats += map(FileStat.from_reply, replies)
-            after = replies[-1]["name"]
+        return read_list(self.channel.request)
 
     def stat(self, name: str | os.PathLike[str]) -> FileStat:
         """The file's size, blocks, and who has it mapped. Raises FileNotFoundError."""
@@ -307,10 +305,12 @@ class Session:
         A mapping whose buffers are out (memoryview, array) stays an object; an access to it is a BusError (ESTALE).
         Requests under way in other threads end with a ValueError.
         """
-        with self._close_lock:
-            if self._closed or self._pid != os.getpid():
-                return
-            self._closed = True
+        if self._pid == os.getpid():
+            mmu.locked(self._close_lock, mmu.settled, self._close, self._close)
+
+    def _close(self, _failed: bool = False) -> None:
+        """Called twice, and again where it is interrupted: what is done already has nothing to do any more."""
+        self._closed = True
         atexit.unregister(self._at_exit)
         for file in self.channel.holdings.files():
             file.forget()
@@ -349,11 +349,12 @@ class Session:
         answer in time, every request is an OSError with ESTALE, and every access a BusError with it.
         """
         self._pid = os.getpid()
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()
         self._undo = ExitStack()  # what is in the parent's is the parent's to undo
         if self._closed:
             return
-        os.close(self._lock_fd)
+        for fd in self._lock_fds:
+            os.close(fd)
         for file in self.channel.holdings.files():
             file.inherit()
         for mapping in self.channel.holdings.mappings():
@@ -392,5 +393,5 @@ class Session:
 
 def _close_at_exit(reference: "weakref.ref[Session]") -> None:
     session = reference()
-    if session is not None:
+    if session is not None and not session.closed:
         session.close()

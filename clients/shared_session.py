@@ -4,12 +4,13 @@ import os
 import threading
 from typing import Final
 
+from dax_mp import mmu
 from dax_mp.clients import attach
 from dax_mp.clients import faults as ways
 from dax_mp.clients.session import Session
 
 _shared: Final[dict[tuple[str, str, bool, str], Session]] = {}
-_shared_lock = threading.Lock()
+_shared_lock = threading.RLock()  # a signal handler may want one in the middle of this
 
 
 def shared_session(
@@ -28,17 +29,21 @@ def shared_session(
     """
     path = os.path.abspath(attach.user_endpoint() if endpoint is None else os.fspath(endpoint))
     key = path, bus_error, system_calls, ways.way(faults)
-    with _shared_lock:
-        session = _shared.get(key)
-        if session is None or not session.usable:
-            session = _shared[key] = Session(path, bus_error, system_calls, faults=faults)
-        return session
+    return mmu.locked(_shared_lock, _usable, key, faults)
+
+
+def _usable(key: tuple[str, str, bool, str], faults: str | None) -> Session:
+    session = _shared.get(key)
+    if session is None or not session.usable:
+        path, bus_error, system_calls, _ = key
+        session = _shared[key] = Session(path, bus_error, system_calls, faults=faults)
+    return session
 
 
 def _unlock_shared_sessions() -> None:
     """In a fork's child: the thread that held the lock is not here."""
     global _shared_lock
-    _shared_lock = threading.Lock()
+    _shared_lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_unlock_shared_sessions)

@@ -129,3 +129,11 @@ def read_maps(request: Callable[..., Any], name: str) -> list[VmaMaps]:
             else:
                 vmas.append(vma)
         vma_id, pgoff = vmas[-1].next_request()
+
+
+def read_list(request: Callable[..., Any]) -> list[FileStat]:
+    """All files that have a name, in as many requests as that takes."""
+    stats: list[FileStat] = []
+    while replies := request(messages.List, stats[-1].name if stats else ""):
+        stats += map(FileStat.from_reply, replies)
+    return stats

@@ -6,17 +6,23 @@ small: a greeting of 64 bytes each way, a READY command each way (mechanism NULL
 length (one byte, or eight where the flags say so), body. `dax_mp/mmu/zmtp.c` is the same for the pager.
 
 Whatever waits here waits for the socket and for the descriptors it is given, which say that waiting is no use any more.
+
+An exception of a signal handler may come between any two bytecodes, and the connection can be used afterwards: what has
+been sent and what has been received is written down within the very call that sends or receives, which nothing
+interrupts. `list.extend(map(send, ...))` is one bytecode, and so is `reduce(iadd, map(recv, ...), received)`.
 """
 
 import errno
 import math
+import operator
 import os
 import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Final
 
 from dax_mp import trust
 from dax_mp.errors import ProtocolError, os_error
@@ -43,7 +49,7 @@ class Interrupted(Exception):
 
 
 class Dealer:
-    """A connection. After any exception it is to be closed: a message may have been sent or received in part.
+    """A connection. After an exception of its own it is to be closed; after others, where `sent_in_part`.
 
     path: the ROUTER's socket. peer_pid: the process that must be listening there, of our own user. identity: what that
     calls us. until: descriptors that, when readable, end every wait.
@@ -53,6 +59,7 @@ class Dealer:
     def __init__(self, path: str, peer_pid: int, identity: bytes, until: Sequence[int], deadline: float | None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._received = bytearray()
+        self._outgoing: list[Any] = []  # the last message, and how much of it each system call has sent
         self._until = until
         self._poll_in = select.poll()
         self._poll_in.register(self._socket, select.POLLIN)
@@ -110,9 +117,14 @@ class Dealer:
         del self._received[: len(_GREETING)]
         if theirs[0] != _GREETING[0] or theirs[10] < _GREETING[10] or theirs[12:32] != _GREETING[12:32]:
             raise ProtocolError("what serves there does not speak ZMTP 3 without security")
-        flags, body = self._receive_frame(deadline)
+        flags, body, end = self._next_frame(deadline)
+        self.discard(end)
         if not flags & _COMMAND or not body.startswith(b"\x05READY"):
             raise ProtocolError("what serves there does not shake hands as ZMTP has it")
+
+    def begin(self) -> None:
+        """Another message is about to be sent: nothing of it has been yet."""
+        self._outgoing = []
 
     def send(self, message: bytes, deadline: float | None = None) -> None:
         """Send a message of one frame."""
@@ -121,54 +133,67 @@ class Dealer:
         else:
             self._send_all(bytes((_LONG,)) + len(message).to_bytes(8, "big") + message, deadline)
 
-    def receive(self, deadline: float | None = None) -> bytes:
-        """The next message, which must have one frame."""
-        if not self._received:
-            data = self._receive_some(deadline)
-            if data[0] == 0 and len(data) >= 2 and len(data) == data[1] + 2:  # one short message, as most are
-                return data[2:]
-            self._received += data
-        flags, body = self._receive_frame(deadline)
+    def next_message(self, deadline: float | None = None) -> tuple[bytes, int]:
+        """The next message, which must have one frame, and what `discard` is to be given. Until then it is the next."""
+        flags, body, end = self._next_frame(deadline)
         if flags & (_MORE | _COMMAND):
             raise ProtocolError("a message of more than one frame")
-        return body
+        return body, end
+
+    def discard(self, end: int) -> None:
+        """Forget the message that `next_message` has returned."""
+        del self._received[:end]
+
+    @property
+    def sent_in_part(self) -> bool:
+        """Has the last message been sent in part? The other side will never see it then, nor a later one."""
+        outgoing = self._outgoing
+        return len(outgoing) > 1 and sum(outgoing[1:]) != len(outgoing[0])
+
+    @property
+    def sent_whole(self) -> bool:
+        """Has the last message been sent?"""
+        outgoing = self._outgoing
+        return len(outgoing) > 1 and sum(outgoing[1:]) == len(outgoing[0])
 
     def close(self) -> None:
         self._socket.close()
 
     def _send_all(self, data: bytes, deadline: float | None) -> None:
-        try:
-            sent_bytes = self._socket.send(data)
-        except BlockingIOError:
-            sent_bytes = 0
-        while sent_bytes < len(data):
+        outgoing: list[Any] = [data]
+        self._outgoing = outgoing
+        send: Callable[[bytes | memoryview], int] = self._socket.send
+        rest: bytes | memoryview = data
+        while True:
+            try:
+                outgoing.extend(map(send, (rest,)))
+            except BlockingIOError:
+                pass
+            sent_bytes = sum(outgoing[1:])
+            if sent_bytes == len(data):
+                return
+            rest = memoryview(data)[sent_bytes:]
             self._wait(self._poll_out, deadline)
-            with memoryview(data) as view:
-                sent_bytes += self._socket.send(view[sent_bytes:])
 
-    def _receive_frame(self, deadline: float | None) -> tuple[int, bytes]:
+    def _next_frame(self, deadline: float | None) -> tuple[int, bytes, int]:
+        """Flags, body, and where the frame ends among what has been received."""
         received = self._received
         while (head_bytes := 9 if received and received[0] & _LONG else 2) > len(received):
             self._receive_more(deadline)
-        body_bytes = int.from_bytes(received[1:head_bytes], "big")
+        body_bytes = received[1] if head_bytes == 2 else int.from_bytes(received[1:head_bytes], "big")
         if body_bytes > MESSAGE_BYTES_MAX:
             raise ProtocolError(f"a message of {body_bytes} bytes")
         end = head_bytes + body_bytes
         while len(received) < end:
             self._receive_more(deadline)
-        flags, body = received[0], bytes(memoryview(received)[head_bytes:end])
-        del received[:end]
-        return flags, body
+        return received[0], bytes(memoryview(received)[head_bytes:end]), end
 
     def _receive_more(self, deadline: float | None) -> None:
-        self._received += self._receive_some(deadline)
-
-    def _receive_some(self, deadline: float | None) -> bytes:
         self._wait(self._poll_in, deadline)
-        data = self._socket.recv(_RECEIVE_BYTES)
-        if not data:
+        received_bytes = len(self._received)
+        reduce(operator.iadd, map(self._socket.recv, (_RECEIVE_BYTES,)), self._received)
+        if len(self._received) == received_bytes:
             raise os_error(errno.ECONNRESET, "the coordinator has closed the connection")
-        return data
 
     def _wait(self, poll: select.poll, deadline: float | None) -> None:
         """Until the socket is ready; whatever else is ready then has time."""

@@ -19,7 +19,7 @@ import os
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from dax_mp import direct_io, pins
+from dax_mp import acquisitions, direct_io, pins
 from dax_mp.device import Device
 from dax_mp.effects import Effect, EndSession, SendControl
 from dax_mp.errors import ProtocolError, os_error
@@ -31,6 +31,7 @@ from dax_mp.messages import (
     PROTOCOL_VERSION,
     Adopt,
     Bye,
+    Cancel,
     ControlRequest,
     Dropped,
     Error,
@@ -133,6 +134,8 @@ class Coordinator:
             self.session_gone(token)
         elif isinstance(request, Adopt):
             self._adopt(session, peer, request)
+        elif isinstance(request, Cancel):
+            self._cancel(session, peer, request)
         else:
             assert isinstance(request, Statfs)
             self._reply(peer, request.request_id, self._statfs())
@@ -164,9 +167,11 @@ class Coordinator:
         try:
             if session.evicted:
                 raise os_error(session.evict_errno, "the coordinator has evicted this session; connect() again")
-            value = REQUESTS[type(request)](self.fs, session, request)
-            if isinstance(value, Generator):
-                value = yield from value
+            acquisition = acquisitions.begin(session, peer, request)
+            value = yield from self._value(session, request)
+            if acquisition is not None and (release := acquisitions.acquired(acquisition, request, value)):
+                yield from self._release(session, release)
+                raise os_error(errno.ECANCELED)
             self._reply(peer, request.request_id, value)
         except OSError as error:
             code = error.errno or errno.EIO
@@ -175,6 +180,23 @@ class Coordinator:
         finally:
             for inode in inodes:
                 self.fs.put(inode)
+
+    def _value(self, session: Session, request: ControlRequest) -> Steps[Any]:
+        value = REQUESTS[type(request)](self.fs, session, request)
+        if isinstance(value, Generator):
+            value = yield from value
+        return value
+
+    def _release(self, session: Session, release: ControlRequest) -> Steps[None]:
+        try:
+            yield from self._value(session, release)
+        except OSError:
+            pass  # the client has released it, or the session has ended
+
+    def _cancel(self, session: Session, peer: bytes, request: Cancel) -> None:
+        if release := acquisitions.cancel(session, peer, request.target_id):
+            self.fs.scheduler.start(self._release(session, release))
+        self._reply(peer, request.request_id, None)
 
     def _reply(self, peer: bytes, request_id: int, value: Any) -> None:
         self.fs.effects.append(SendControl(peer, Reply(request_id, value)))

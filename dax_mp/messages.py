@@ -68,7 +68,7 @@ from dax_mp.schema import (
     decode,
     encode,
 )
-from dax_mp.vma_messages import Adopt, Cuts, Mmap, Mremap, Msync, Munmap, MunmapRange, Pin, Unpin
+from dax_mp.vma_messages import Adopt, Cancel, Cuts, Mmap, Mremap, Msync, Munmap, MunmapRange, Pin, Unpin
 
 __all__ = [
     "CODES",
@@ -79,6 +79,7 @@ __all__ = [
     "BeginRead",
     "BeginWrite",
     "Bye",
+    "Cancel",
     "Close",
     "ControlAnswer",
     "ControlRequest",

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from enum import Enum, auto
 
 from dax_mp.address_space import Pinned, Vma, pte_fields
+from dax_mp.control_messages import ControlRequest
 from dax_mp.inode import Inode
 from dax_mp.messages import Target
 from dax_mp.ranges import Extent
@@ -65,10 +66,23 @@ class Lease:
         return self.write and (bool(self.locked) or self.end_bytes > self.inode.size_bytes)
 
 
+class Acquisition:
+    """A request that acquires something, until its control socket sends the next one (`acquisitions.py`)."""
+
+    __slots__ = ("cancelled", "release", "request_id")
+
+    def __init__(self, request_id: int) -> None:
+        self.request_id = request_id
+        self.cancelled = False
+        self.release: ControlRequest | None = None
+        """What releases it, once it is there."""
+
+
 class Session:
     """One client process. token: TOKEN_BYTES long, its name everywhere. pid: as the kernel gives it."""
 
     __slots__ = (
+        "acquisitions",
         "evict_errno",
         "faults",
         "handles",
@@ -92,6 +106,8 @@ class Session:
         self.vmas: dict[int, Vma] = {}
         self.pins: dict[int, Pinned] = {}
         self.leases: dict[int, Lease] = {}
+        self.acquisitions: dict[bytes, Acquisition] = {}
+        """The last request of each control socket that acquires something."""
         self.unacknowledged: dict[int, UnmapRequest] = {}
         self.faults = 0
         """How many of its faults are under way."""

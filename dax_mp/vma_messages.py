@@ -1,4 +1,5 @@
-"""The messages of the control sockets about a process's VMAs: mmap(2), munmap(2), mremap(2), pins and forks.
+"""The messages of the control sockets about a process's VMAs: mmap(2), munmap(2), mremap(2), pins, forks, and
+what is not waited for any more.
 
 A VMA is known by the id that the coordinator gave it. Ranges are in pages of the file, pgoff, not of the VMA.
 """
@@ -106,4 +107,15 @@ class Cuts(NamedTuple):
     request_id: int
 
 
-VmaRequest = Mmap | Msync | Munmap | Mremap | MunmapRange | Pin | Unpin | Adopt | Cuts
+@schema.register(101, schema.U32, schema.U32)
+class Cancel(NamedTuple):
+    """Nobody waits any more for the answer to the request `target_id`, the last of this socket that acquires something.
+
+    What it has acquired, or is about to, is released (`acquisitions.py`). Reply: None.
+    """
+
+    request_id: int
+    target_id: int
+
+
+VmaRequest = Mmap | Msync | Munmap | Mremap | MunmapRange | Pin | Unpin | Adopt | Cuts | Cancel

@@ -17,6 +17,7 @@
 | `buffers.c`, `system_calls.c`, `sockets.c`, `stdio.c` | system calls whose buffers lie in windows |
 | `memory_calls.c` | mprotect of windows |
 | `wire.c`, `zmtp.c`, `thread.c` | the few msgpack messages of the pager channel; the ZeroMQ connection; threads |
+| `brackets.c` | calls whose beginning and end no exception of a signal handler comes between |
 | `watch.c` | who gets the failed accesses of threads that are not Python's |
 | `module.c`, `pager_type.c`, `bus_errors_type.c` | what Python sees |
 | `window_type.c`, `window_access.c`, `window_items.c`, `window_ranges.c` | its windows |
@@ -30,12 +31,16 @@ from dax_mp.mmu._mmu import (
     BusErrors,
     Pager,
     Window,
+    borrowed,
     check,
     claim_signals,
     interpose_system_calls,
     keep_forever,
+    locked,
+    marked,
     release_signals,
     set_bus_error,
+    settled,
     take_bus_error,
 )
 
@@ -43,11 +48,15 @@ __all__ = [
     "BusErrors",
     "Pager",
     "Window",
+    "borrowed",
     "check",
     "claim_signals",
     "interpose_system_calls",
     "keep_forever",
+    "locked",
+    "marked",
     "release_signals",
     "set_bus_error",
+    "settled",
     "take_bus_error",
 ]

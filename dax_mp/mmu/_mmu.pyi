@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, TypeVar, overload
 
 from typing_extensions import Buffer
+
+T = TypeVar("T")
 
 class Pager:
     """One session's native pager: a ZeroMQ DEALER and the thread that serves it.
@@ -209,3 +211,24 @@ def release_signals() -> None:
 
 def keep_forever(object: object, /) -> None:
     """Never run this object's destructor, not even at the interpreter's end: it works on what is not this process's."""
+
+# --- calls that end, whatever exception comes between two bytecodes -------------------------------------------------
+
+def settled(conclude: Callable[[bool], object], function: Callable[..., T], /, *args: Any) -> T:
+    """Call the function, then `conclude(failed)`, whatever happened; `failed`: the function has raised.
+
+    Where an exception ends `conclude` too early (a signal handler's: it must have none of its own), it is called
+    again, and the exception is raised afterwards.
+    """
+
+def locked(lock: Any, function: Callable[..., T], /, *args: Any) -> T:
+    """Call the function between `lock.acquire()` and `lock.release()`."""
+
+def borrowed(items: list[Any], function: Callable[..., T], /, *args: Any) -> T | Literal[False]:
+    """Take the last item out of the list, call `function(item, *args)`, and put the item back.
+
+    Returns False where there is none; where the function returns False the item is not put back.
+    """
+
+def marked(marks: list[Any], mark: Any, function: Callable[..., T], /, *args: Any) -> T:
+    """Call the function; while it lasts the mark is in the list."""

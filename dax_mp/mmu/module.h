@@ -32,6 +32,12 @@ PyObject *bus_errors_check(PyObject *module, PyObject *unused);
 /* The state of the module that `object`'s type is of. */
 struct module_state *state_of(PyObject *object);
 
+/* Functions of the module; what they do is in _mmu.pyi. */
+PyObject *settled(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *locked(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *borrowed(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *marked(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
 /* Raises OSError for an errno; returns NULL. */
 PyObject *raise_errno(int error);
 

@@ -21,6 +21,7 @@ from dax_mp.messages import (
     Access,
     Adopt,
     Bye,
+    Cancel,
     Close,
     ControlRequest,
     Dropped,
@@ -411,7 +412,7 @@ def test_errors(world: World, request_: Mmap, code: int) -> None:
 
 
 def test_every_request_has_a_function() -> None:
-    answered_by_the_coordinator_itself = {Hello, Bye, Statfs, Adopt}
+    answered_by_the_coordinator_itself = {Hello, Bye, Statfs, Adopt, Cancel}
     assert set(requests.REQUESTS) == set(get_args(ControlRequest)) - answered_by_the_coordinator_itself
 
 

@@ -96,6 +96,7 @@ SCHEMA: dict[str, list[Field]] = {
     "Getxattr": [U32, UINT, NAME],
     "Listxattr": [U32, UINT],
     "Removexattr": [U32, UINT, NAME],
+    "Cancel": [U32, U32],
     "Read": [U32, UINT, UINT, CHUNK],
     "Write": [U32, UINT, UINT, integer(1), data(IO_CHUNK_BYTES_MAX)],
     "Seek": [U32, UINT, UINT, integer(4)],

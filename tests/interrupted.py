@@ -1,0 +1,191 @@
+"""Interrupts each operation of the library before each of its bytecodes, and looks what is left (test_interrupts.py).
+
+    python interrupted.py ENDPOINT OPERATION STRIDE [START]
+
+The exception is raised before the n-th bytecode, whichever function that is in, the standard library's included. Then
+another session asks the coordinator, in ways that leave nothing unseen: no VMA is there; the file can be truncated at
+once, so that nobody has pinned or been lent any of it; and its blocks are free when its name is gone, so that no handle
+is left.
+"""
+
+import gc
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+import dax_mp
+from interrupts import Interrupt, interrupt
+
+PAGE: Final = 4096
+LONG: Final = (1 << 20) + PAGE
+"""One byte more than a message takes, and it is done by a lease."""
+
+DATA: Final = bytes(range(256)) * 16
+PROMPT_S: Final = 10.0
+"""What takes longer has waited for the coordinator's ack timeout, which is twice that."""
+
+
+class Scene:
+    """What the operations work on: a file of 3 pages, open and mapped, made anew for each interruption."""
+
+    def __init__(self, session: dax_mp.Session, observer: dax_mp.Session) -> None:
+        self.session = session
+        self.observer = observer
+        self.file = session.open("file", "w+")
+        self.file.write(DATA * 3)
+        self.file.seek(0)
+        self.mapping = self.file.mmap()
+        self.made: list[Any] = []
+        self.long = bytearray(LONG)
+        self.where = ""
+
+    def end(self) -> None:
+        self.made.clear()
+        self.mapping.close()
+        self.file.close()
+
+
+Operation = Callable[[Scene], Any]
+OPERATIONS: dict[str, Operation] = {}
+PREPARE: dict[str, Callable[[Scene], None]] = {}
+CHECK: dict[str, Callable[[Scene], None]] = {}
+
+
+def operation(name: str, run: Operation, prepare: Operation | None = None, check: Operation | None = None) -> None:
+    OPERATIONS[name] = run
+    if prepare is not None:
+        PREPARE[name] = prepare
+    if check is not None:
+        CHECK[name] = check
+
+
+def keep(scene: Scene, thing: Any) -> None:
+    scene.made.append(thing)
+
+
+def lengths_agree(scene: Scene) -> None:
+    pages = -(-len(scene.mapping) // PAGE)
+    (vma,) = scene.observer.maps("file")
+    assert vma.length_pages == pages, f"the VMA has {vma.length_pages} pages, the mapping {pages}"
+
+
+def sizes_agree(scene: Scene) -> None:
+    lengths_agree(scene)
+    assert scene.file.size == len(scene.mapping), f"the file has {scene.file.size}, the mapping {len(scene.mapping)}"
+    scene.mapping[len(scene.mapping) - 1]
+
+
+def pinned(scene: Scene) -> None:
+    with scene.mapping.pin(0, 2 * PAGE) as view:
+        view[0] = 1
+
+
+def share(scene: Scene) -> dax_mp.SharedMemory:
+    return dax_mp.SharedMemory("shared", create=True, size=2 * PAGE, session=scene.session)
+
+
+for mode in ("r", "r+", "w", "a", "w+"):
+    operation(f"open {mode}", lambda scene, mode=mode: scene.session.open("file", mode))  # type: ignore[misc]
+operation("open x", lambda scene: scene.session.open("new", "x"))
+operation("close", lambda scene: scene.made.pop().close(), lambda scene: keep(scene, scene.session.open("file")))
+operation("mmap", lambda scene: scene.file.mmap())
+operation("mmap of a private mapping", lambda scene: scene.file.mmap(access=dax_mp.ACCESS_COPY))
+operation("munmap", lambda scene: scene.made.pop().close(), lambda scene: keep(scene, scene.file.mmap()))
+operation("munmap a range", lambda scene: scene.mapping.unmap(PAGE, PAGE))
+operation("pin", pinned)
+operation("resize up", lambda scene: scene.mapping.resize(5 * PAGE + 1), check=sizes_agree)
+operation("resize down", lambda scene: scene.mapping.resize(PAGE + 1), check=sizes_agree)
+operation("remap up", lambda scene: scene.mapping.remap(5 * PAGE), check=lengths_agree)
+operation("remap down", lambda scene: scene.mapping.remap(PAGE), check=lengths_agree)
+operation("truncate", lambda scene: scene.file.truncate(PAGE))
+operation("fallocate", lambda scene: scene.file.fallocate(0, 8 * PAGE))
+operation("punch", lambda scene: scene.file.punch_hole(0, PAGE))
+operation("read", lambda scene: scene.file.read(100))
+operation("write", lambda scene: scene.file.write(DATA))
+operation("pread", lambda scene: scene.file.pread(100, 7))
+operation("pwrite", lambda scene: scene.file.pwrite(DATA, 7))
+operation("preadv", lambda scene: scene.file.preadv([bytearray(10), bytearray(10)], 7))
+operation("pwritev", lambda scene: scene.file.pwritev([DATA, DATA], 7))
+operation("long write", lambda scene: scene.file.write(scene.long))
+operation("long read", lambda scene: scene.file.readinto(scene.long), lambda scene: scene.file.truncate(LONG))
+operation("long read of bytes", lambda scene: scene.file.read(), lambda scene: scene.file.truncate(LONG))
+operation(
+    "long pwrite over blocks",
+    lambda scene: scene.file.pwrite(scene.long, 0),
+    lambda scene: scene.file.fallocate(0, LONG),
+)
+operation("copy", lambda scene: scene.file.copy_range(0, scene.file, 2 * PAGE, PAGE))
+operation("seek", lambda scene: scene.file.seek(0, dax_mp.SEEK_HOLE))
+operation("stat", lambda scene: scene.session.stat("file"))
+operation("listdir", lambda scene: scene.session.listdir())
+operation("rename", lambda scene: scene.session.rename("file", "other"))
+operation("unlink", lambda scene: scene.session.unlink("file"))
+
+
+def look(scene: Scene, name: str, free: int) -> None:
+    """Assert that nothing is left. The scene's own things are there yet."""
+    session, observer = scene.session, scene.observer
+    scene.made.clear()
+    session.statfs()  # it goes on, and tells what it has let go of
+    scene.file.pwrite(b"x", 0)
+    if name in CHECK:
+        CHECK[name](scene)
+    device = observer.statfs()
+    assert device.vmas == 1, f"{device.vmas - 1} VMAs are left"
+    assert device.sessions == 2, f"{device.sessions - 2} sessions are left"
+    started_s = time.monotonic()
+    for there in observer.listdir():
+        with observer.open(there, "r+") as file:
+            file.truncate(0)
+    assert time.monotonic() - started_s < PROMPT_S, "the file stands still: a pin or a lease is left"
+    scene.end()
+    hidden = [there for there in observer.listdir() if there not in ("file", "other", "new")]
+    assert not hidden, f"left: {hidden}"
+    for there in observer.listdir():
+        observer.unlink(there)
+    device = observer.statfs()
+    assert device.vmas == 0, "a VMA is left"
+    assert device.counters["evictions"] == 0, "evicted"
+
+
+def handles_left(scene: Scene, free: int) -> int:
+    """In pages: of files that have no name and are held all the same."""
+    return free - scene.observer.statfs().pages_free
+
+
+def interrupted(name: str, at: int, scene: Scene) -> bool:
+    """Interrupt the operation there. Returns False where it has ended before."""
+    if name in PREPARE:
+        PREPARE[name](scene)
+    try:
+        return interrupt(lambda: OPERATIONS[name](scene), at, Interrupt())
+    except Interrupt as interrupt_:
+        scene.where = "".join(traceback.format_tb(interrupt_.__traceback__))
+        interrupt_.__traceback__ = None  # its frames are held no longer, though the tracing function has the exception
+        return True
+
+
+def main(endpoint: str, name: str, stride: int, at: int = 1) -> None:
+    gc.disable()
+    sys.unraisablehook = lambda unraisable: None  # what comes in a destructor is lost, as ever
+    with dax_mp.connect(endpoint) as observer, dax_mp.connect(endpoint) as session:
+        free = observer.statfs().pages_free
+        while True:
+            scene = Scene(session, observer)
+            try:
+                if not interrupted(name, at, scene):
+                    break
+                look(scene, name, free)
+            except (AssertionError, OSError, ValueError) as error:
+                raise SystemExit(
+                    f"{name!r} interrupted at {at}: {type(error).__name__}: {error}\n{scene.where}"
+                ) from error
+            at += stride
+        scene.end()
+    print(at)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
