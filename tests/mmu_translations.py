@@ -309,3 +309,39 @@ def a_window_is_garbage(rig: Rig) -> None:
     gc.collect()
     assert reference() is None
     assert rig.window(1)[0] == 1
+
+
+@scenario
+def no_access_slips_through_while_pages_are_unmapped(rig: Rig) -> None:
+    """Each load reads what is in the frame, and each store gets there, at whatever moment a page is taken out."""
+    pages, half = 32, 16 * PAGE
+    window = rig.window(pages)
+    window[:] = b"\7" * pages * PAGE
+    array = array_of(window)
+    ended = threading.Event()
+    wrong: list[int] = []
+
+    def load() -> None:
+        while not ended.is_set():
+            least = int(array[:half].min())
+            if least != 7:
+                wrong.append(least)
+
+    def store() -> None:
+        value = 0
+        while not ended.is_set():
+            value = value % 255 + 1
+            array[half:] = value
+            if rig.region[half : pages * PAGE] != bytes([value]) * half:
+                wrong.append(value)
+
+    threads = [threading.Thread(target=function) for function in (load, store)]
+    for thread in threads:
+        thread.start()
+    for number in range(300):
+        rig.coordinator.tell("unmap", number + 1, [VMA, 0, pages])
+        assert rig.coordinator.event()[:2] == ["ack", number + 1]
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
