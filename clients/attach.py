@@ -160,10 +160,14 @@ def lock_session(endpoint: str, token: bytes) -> int:
         raise
     try:
         os.fchmod(fd, 0o600)  # whatever the umask: the coordinator is to open it
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+        swept = not os.fstat(fd).st_nlink  # this process was held up, and taken for dead before it had the lock
     except BaseException:
         unlock_session(endpoint, token, [fd])
         raise
+    if swept:
+        os.close(fd)
+        return lock_session(endpoint, token)
     return fd
 
 

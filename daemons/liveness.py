@@ -9,11 +9,16 @@ import fcntl
 import os
 import select
 import stat
+import time
 from typing import Final
 
-from dax_mp.endpoint import LOCK_QUERY, lock_holder, session_path
+from dax_mp.endpoint import LOCK_QUERY, is_session_name, lock_holder, session_path, sessions_path
 from dax_mp.errors import os_error
 from dax_mp.limits import SESSIONS_MAX
+
+SWEEP_INTERVAL_S: Final = 1.0
+LOCKED_WITHIN_S: Final = 10.0
+"""How long a process may take from making its session's file to locking it; if it takes longer, it makes another."""
 
 EVENTS_MAX: Final = 64
 """How many deaths one call of `SessionProcesses.ended` reports."""
@@ -31,6 +36,7 @@ class SessionProcesses:
         self._pidfds: dict[bytes, int] = {}
         self._tokens: dict[int, bytes] = {}
         self._pids: dict[bytes, int] = {}
+        self._next_sweep_s = 0.0
         self.stop_requested = False
         """One of `stop_fds` has been readable."""
         for fd in stop_fds:
@@ -48,6 +54,7 @@ class SessionProcesses:
         """
         if len(self._tokens) >= SESSIONS_MAX:
             raise os_error(errno.EMFILE, f"there are {SESSIONS_MAX} sessions already")
+        self._sweep()
         pid, pidfd = _find_process(session_path(self._endpoint, token))
         self._epoll.register(pidfd, select.EPOLLIN)
         self._tokens[pidfd] = token
@@ -87,6 +94,15 @@ class SessionProcesses:
         os.close(pidfd)
         remove_file(session_path(self._endpoint, token))
 
+    def _sweep(self) -> None:
+        """Unlink the files of processes that died before they said Hello, which nobody else would ever remove."""
+        if time.monotonic() < self._next_sweep_s:
+            return
+        self._next_sweep_s = time.monotonic() + SWEEP_INTERVAL_S
+        for name in os.listdir(sessions_path(self._endpoint)):
+            if is_session_name(name) and bytes.fromhex(name) not in self._pidfds:
+                _unlink_if_dead(session_path(self._endpoint, bytes.fromhex(name)))
+
     def close(self) -> None:
         for pidfd in self._tokens:
             os.close(pidfd)
@@ -110,6 +126,25 @@ def _find_process(path: str) -> tuple[int, int]:
             os.close(pidfd)
             raise os_error(errno.EACCES, "its process has died", path)
         return pid, pidfd
+    finally:
+        os.close(fd)
+
+
+def _unlink_if_dead(path: str) -> None:
+    """Unlink a session's file that nobody has locked for as long as its maker may take to do so.
+
+    It is locked here meanwhile: who locks it after that finds that it has no name any more (`clients/attach.py`).
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if time.time() - os.fstat(fd).st_mtime >= LOCKED_WITHIN_S:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_file(path)
+    except OSError:  # its process lives
+        pass
     finally:
         os.close(fd)
 

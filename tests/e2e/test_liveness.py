@@ -1,6 +1,7 @@
 """Who has a session, and what ends it: the kernel's word, a missing acknowledgement, a pager that is not there."""
 
 import errno
+import fcntl
 import os
 import signal
 import time
@@ -12,8 +13,10 @@ import pytest
 
 from coordinator_process import CoordinatorProcess, Serve, wait_until
 from dax_mp import messages
+from dax_mp.clients import attach
 from dax_mp.control_messages import PUNCH_HOLE
 from dax_mp.daemons.loop import Clock
+from dax_mp.endpoint import session_path
 from raw_peer import RawPeer
 from script_process import Script
 
@@ -88,6 +91,54 @@ def test_a_session_whose_process_has_died_is_refused(coordinator: CoordinatorPro
     with RawPeer(coordinator.endpoint) as peer:
         peer.kill()
         assert_refused(peer.hello(), "locked")
+
+
+def test_the_session_file_of_a_process_that_is_killed_before_hello_does_not_stay(
+    coordinator: CoordinatorProcess,
+) -> None:
+    with (
+        RawPeer(coordinator.endpoint) as dead,
+        RawPeer(coordinator.endpoint) as living,
+        RawPeer(coordinator.endpoint) as new,
+    ):
+        dead.kill()
+        for peer in (dead, living):
+            os.utime(peer.session_path, (0, 0))  # as if they were there for long
+        assert isinstance(new.hello(), dict)
+        assert not os.path.exists(dead.session_path)
+        assert os.path.exists(living.session_path), "its process lives, and has not said Hello yet"
+        assert isinstance(living.hello(), dict)
+
+
+def test_a_session_file_that_is_not_locked_yet_stays_for_a_while(coordinator: CoordinatorProcess) -> None:
+    with RawPeer(coordinator.endpoint, locked=False) as slow, RawPeer(coordinator.endpoint) as new:
+        Path(slow.session_path).touch()
+        assert isinstance(new.hello(), dict)
+        fd = slow.lock_here()
+        assert isinstance(slow.hello(), dict)
+        os.close(fd)
+
+
+def test_who_was_taken_for_dead_makes_another_session_file(
+    coordinator: CoordinatorProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was held up between making the file and locking it."""
+    token = b"t" * messages.TOKEN_BYTES
+    path = session_path(coordinator.endpoint, token)
+    lockf = fcntl.lockf
+    locked: list[int] = []
+
+    def late(fd: int, operation: int) -> None:
+        if not locked:
+            os.unlink(path)
+        locked.append(fd)
+        lockf(fd, operation)
+
+    monkeypatch.setattr("fcntl.lockf", late)
+    fd = attach.lock_session(coordinator.endpoint, token)
+    assert len(locked) == 2
+    assert os.path.samestat(os.fstat(fd), os.stat(path))
+    attach.unlock_session(coordinator.endpoint, token, [fd])
 
 
 # --- what ends one ----------------------------------------------------------------------------------------------------
