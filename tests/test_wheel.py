@@ -14,10 +14,10 @@ BUILD_TIMEOUT_S: Final = 600
 BUILD_SDIST: Final = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
 CORE: Final = """
-__init__ address_space blocks control_messages coordinator copy_range delays device direct_io effects endpoint errors
-fallocate fault file_requests file_system frames hole_pages inode limits locks memory messages pager_messages pins
-ranges read_write requests schema session shift sizes superblock timers transaction truncate trust unmap validate
-vma_messages __main__
+__init__ acquisitions address_space blocks control_messages coordinator copy_range delays device direct_io effects
+endpoint errors fallocate fault file_requests file_system frames hole_pages inode limits locks memory messages
+pager_messages pins ranges read_write requests schema session shift sizes superblock timers transaction truncate trust
+unmap validate vma_messages __main__
 """
 DAEMONS: Final = """
 __init__ connection daemonize descriptors liveness log loop region runtime_directory serve signals sockets start sweep
@@ -25,7 +25,7 @@ __init__ connection daemonize descriptors liveness log loop region runtime_direc
 CLIENTS: Final = """
 __init__ arrays attach bus_error channel child cli cli_copy cli_files cli_names cli_options cli_show cli_table
 cli_target dax_array demo demo_actor demo_stage direct_io faults file file_ranges fork handle holdings interrupts lane
-launch map_file mapping mapping_cursor names page_table session shareable_list shared_memory shared_memory_manager
+launch map_file mapping mapping_cursor names page_table pin session shareable_list shared_memory shared_memory_manager
 shared_session signals standard_streams status stress stress_cells stress_ledger stress_progress stress_worker zmtp
 """
 METADATA: Final = "METADATA RECORD WHEEL entry_points.txt top_level.txt"
