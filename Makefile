@@ -35,6 +35,7 @@ soak: SEED ?= $(shell date +%s)
 soak: $(VENV)/installed $(VENV)/extra-test
 	@echo "SEED=$(SEED)"
 	DAX_MP_SOAK=$(SEED) $(RUN) -m pytest $(PYTEST_OPTIONS) tests/e2e/test_exerciser.py tests/e2e/test_limits.py
+	DAX_MP_EVERY_BYTECODE=1 $(RUN) -m pytest $(PYTEST_OPTIONS) tests/e2e/test_interrupts.py
 
 lint: $(VENV)/installed $(VENV)/extra-test $(VENV)/extra-lint
 	$(VENV)/bin/ruff check

@@ -28,7 +28,7 @@ from dax_mp.clients.mapping import ACCESS_DEFAULT, Mapping
 from dax_mp.clients.names import check_name
 from dax_mp.clients.status import Extent, FileStat
 from dax_mp.errors import os_error
-from dax_mp.limits import OFFSET_BYTES_MAX
+from dax_mp.limits import IO_CHUNK_BYTES_MAX, OFFSET_BYTES_MAX
 from dax_mp.messages import OpenFlag
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ _FLAGS: Final = {
     "x": OpenFlag.CREATE | OpenFlag.EXCLUSIVE,
     "a": OpenFlag.CREATE,
 }
+
+
+LINE_CHUNK_BYTES: Final = 4096
 
 
 class DaxFile(FileRanges):
@@ -157,6 +160,24 @@ class DaxFile(FileRanges):
         """All that is left."""
         handle = self._open_for_reading()
         return mmu.locked(self._lock, self._read, handle, OFFSET_BYTES_MAX)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Up to and with the next newline, `size` bytes at most. It is looked for in chunks, read anew each time."""
+        limit_bytes = -1 if size is None else operator.index(size)
+        return mmu.locked(self._lock, self._read_line, self._open_for_reading(), limit_bytes)
+
+    def _read_line(self, handle: Handle, limit_bytes: int) -> bytes:
+        line, chunk_bytes = bytearray(), LINE_CHUNK_BYTES
+        while limit_bytes < 0 or len(line) < limit_bytes:
+            wanted_bytes = chunk_bytes if limit_bytes < 0 else min(chunk_bytes, limit_bytes - len(line))
+            data = file_ranges.read(handle, wanted_bytes, self._position_bytes + len(line))
+            end = data.find(b"\n") + 1
+            line += data[:end] if end else data
+            if end or len(data) < wanted_bytes:
+                break
+            chunk_bytes = min(2 * chunk_bytes, IO_CHUNK_BYTES_MAX)
+        self._position_bytes += len(line)
+        return bytes(line)
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         """Fill the buffer; returns the number of bytes, fewer than its length only at the end of the file."""

@@ -406,3 +406,25 @@ def test_threads_share_a_file(session: dax_mp.Session) -> None:
         data = file.read()
     pieces = [data[index : index + 10] for index in range(0, len(data), 10)]
     assert sorted(pieces) == sorted(letter * 10 for letter in (b"a", b"b", b"c", b"d") for _ in range(50))
+
+
+def test_lines_are_read_in_chunks(session: dax_mp.Session) -> None:
+    """With io.FileIO's lines and positions; a request a line or less, not one a byte."""
+    text = b"".join(b"%d " % number * (number % 997) + b"\n" for number in range(2000)) + b"\n\nno newline"
+    with session.open("lines", "w+") as file:
+        file.write(text)
+        expected = io.BytesIO(text)
+        file.seek(0)
+        for size in (-1, None, 0, 1, 5, 4096, 4097, 10_000, -1):
+            assert (file.readline(size), file.tell()) == (expected.readline(size), expected.tell())
+        for line, there in zip(file, expected, strict=True):
+            assert (line, file.tell()) == (there, expected.tell())
+        file.seek(7)
+        expected.seek(7)
+        assert file.readlines(100) == expected.readlines(100)
+        assert file.readlines() == expected.readlines()
+        assert file.readline() == b""
+        with pytest.raises(TypeError):
+            file.readline("1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="closed"):
+        file.readline()
