@@ -178,7 +178,7 @@ def a_kept_range_stays_while_the_rest_of_its_window_is_given_up(rig: Rig) -> Non
 @scenario
 def store_and_load_lent_frames(rig: Rig) -> None:
     assert rig.pager.store(b"x" * 3 * PAGE, 2 * PAGE + 5) == 3 * PAGE
-    assert rig.region[2 * PAGE + 4 : 2 * PAGE + 6] == b"\0x"
+    assert rig.region[PAGE + 4 : PAGE + 6] == b"\0x"
     buffer = bytearray(3 * PAGE)
     assert rig.pager.load(buffer, 2 * PAGE + 5) == 3 * PAGE
     assert buffer == b"x" * 3 * PAGE

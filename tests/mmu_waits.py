@@ -369,7 +369,7 @@ def an_overlapping_slice_with_a_step_as_mmap_has_it(rig: Rig) -> None:
 def an_interrupted_store_has_done_nothing_twice(rig: Rig) -> None:
     """Raised at random moments in the middle of long stores and moves: a later one is right."""
     pages = 2048
-    os.ftruncate(rig.region_fd, pages * PAGE)
+    os.ftruncate(rig.region_fd, PAGE + pages * PAGE)
     window = rig.window(pages)
     generator = random.Random(3)
     signal.signal(signal.SIGALRM, raise_interrupt)
