@@ -6,9 +6,10 @@
  * needs to hold no more pages at once than one instruction touches.
  *
  * A wait begins with the GIL held: most faults are answered in less time than it takes to get the GIL back from a
- * thread that computes. After a moment it is given up, and taken again from time to time and at each signal, to run the
- * program's signal handlers: what one raises ends the wait. The fault is then withdrawn. What the coordinator was asked
- * for it still does, and the Map that comes of it is in the rmap and in the window, as if the page were used later.
+ * thread that computes. After 5 ms, for which a thread may keep it in Python too (sys.getswitchinterval()), it is given
+ * up. It is taken again from time to time and at each signal, to run the program's signal handlers: what one raises ends
+ * the wait. The fault is then withdrawn. What the coordinator was asked for it still does, and the Map that comes of it
+ * is in the rmap and in the window, as if the page were used later.
  *
  * A thread without the GIL keeps the window open by holding it (`held`). After a fork the child counts anew: of those
  * who held it, only the thread that forked is there, in a signal handler that has interrupted its access.
@@ -28,7 +29,9 @@ enum {
     PIECE_BYTES = 1 << 16,
     BUFFER_BYTES = 1 << 12,
 };
-static const int64_t GIL_NS_MAX = 500000, HANDLERS_NS = 50000000;
+/* A wait that ends before the kernel's next tick needs a timer of its own. On a virtual machine that made a fault cost a
+ * quarter more. */
+static const int64_t GIL_NS_MAX = 5000000, HANDLERS_NS = 50000000;
 
 /* What is not an errno: */
 enum { DONE = 0, RAISED = -1, AGAIN = -2 };
