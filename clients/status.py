@@ -107,6 +107,8 @@ class DeviceStat(NamedTuple):
     dram_pages_free: int
     files: int
     sessions: int
+    handles: int
+    """Open files, of all sessions. A file object and its mappings have one together."""
     vmas: int
     counters: dict[str, int]
 

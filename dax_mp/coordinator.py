@@ -214,6 +214,7 @@ class Coordinator:
             "dram_pages_free": dram.free_pages if dram is not None else 0,
             "files": len(self.fs.names),
             "sessions": len(self.sessions),
+            "handles": sum(len(session.handles) for session in self.sessions.values()),
             "vmas": sum(len(session.vmas) for session in self.sessions.values()),
             "counters": self.fs.counters.copy(),
         }

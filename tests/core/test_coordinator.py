@@ -454,6 +454,7 @@ def test_statfs(world: World) -> None:
         "dram_pages_free": 0,
         "files": 1,
         "sessions": 2,
+        "handles": sum(len(session.handles) for session in world.coordinator.sessions.values()),
         "vmas": 2,
     }
     assert counters["write_holes"] == counters["faults"] == 1
