@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from dax_mp import schema
 from dax_mp.limits import SEGMENTS_MAX
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 TOKEN_BYTES: Final = 16
 """A session's token: random, the name of its file in the runtime directory (in hex), and its pager's identity."""
 
