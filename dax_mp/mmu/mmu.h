@@ -173,6 +173,8 @@ struct frames {
 /* Maps frames, or some of them around what is wanted: `*end_pgoff`, where not NULL, is where those end. make_room: gives
  * up other translations where there are too many mappings. 0 or an errno. */
 int window_map(struct window *window, const struct frames *frames, bool make_room, uint64_t *end_pgoff);
+/* Whether it leaves frames of this `prot` out where nobody has asked for them. */
+bool maps_only_wanted(const struct window *window, int prot);
 /* Drops the translations of a range: an access to it is a fault again. even_cows: private copies too. */
 void window_unmap(struct window *window, uint64_t pgoff, uint64_t length_pages, bool even_cows);
 void pager_windows_unmap(struct pager *pager);

@@ -47,15 +47,21 @@ static bool is_valid_segment(const struct pager *pager, const struct segment *se
     return (segment->target == TARGET_ZERO || segment->pfn) && has_offset(segment->pfn, segment->length_pages);
 }
 
+static int prot_of(const struct window *window, const struct segment *segment)
+{
+    bool writable = segment->access & ACCESS_WRITE && segment->target != TARGET_ZERO && window->writable;
+
+    return PROT_READ | (writable ? PROT_WRITE : 0);
+}
+
 /* wanted_pgoff: the page that is waited for, for which room is made; UINT64_MAX: none of these. */
 static int map_segment(struct pager *pager, struct window *window, const struct segment *segment, bool populate,
                        uint64_t wanted_pgoff, uint64_t *end_pgoff)
 {
-    bool writable = segment->access & ACCESS_WRITE && segment->target != TARGET_ZERO && window->writable;
     struct frames frames = {
         .pgoff = segment->pgoff,
         .length_pages = segment->length_pages,
-        .prot = PROT_READ | (writable ? PROT_WRITE : 0),
+        .prot = prot_of(window, segment),
         .fd = region_fd(pager, segment->target),
         .pfn = segment->pfn,
         .is_hole = segment->target != TARGET_PMEM,
@@ -80,12 +86,13 @@ static bool has_page(const struct segment *segment, uint64_t pgoff)
 
 /* The end of what is mapped without a gap from the fault's page on. Segments come by page; those from `rest` on were left
  * out, but for the wanted one. */
-static uint64_t mapped_end(const struct fault *fault, const struct segment *wanted, const struct segment *rest)
+static uint64_t mapped_end(const struct window *window, const struct fault *fault, const struct segment *wanted,
+                           const struct segment *rest)
 {
     uint64_t end = wanted->pgoff + wanted->length_pages;
 
     for (const struct segment *next = wanted + 1; next < rest && next->pgoff == end; next++) {
-        if (fault->as_write && !(next->access & ACCESS_WRITE))
+        if ((fault->as_write && !(next->access & ACCESS_WRITE)) || maps_only_wanted(window, prot_of(window, next)))
             break;
         end += next->length_pages;
     }
@@ -115,7 +122,7 @@ static int map_segments(struct pager *pager, struct window *window, struct fault
     if (!wanted)
         return 0;
     wanted_end = wanted->pgoff + wanted->length_pages;
-    fault->end_pgoff = mapped_end(fault, wanted, rest);
+    fault->end_pgoff = mapped_end(window, fault, wanted, rest);
     error = map_segment(pager, window, wanted, populate, fault->pgoff, &fault->end_pgoff);
     window->sequence_pgoff = fault->end_pgoff < wanted_end ? fault->end_pgoff : wanted_end;
     return error;

@@ -367,6 +367,11 @@ static int map_as_protected(struct window *window, uint64_t first, uint64_t end,
     return error;
 }
 
+bool maps_only_wanted(const struct window *window, int prot)
+{
+    return window->by_userfaultfd && window->writable && !(prot & PROT_WRITE);
+}
+
 int window_map(struct window *window, const struct frames *frames, bool make_room, uint64_t *end_pgoff)
 {
     uint64_t first = frames->pgoff, end = frames->pgoff + frames->length_pages;
@@ -375,7 +380,7 @@ int window_map(struct window *window, const struct frames *frames, bool make_roo
 
     if (!has_range(window) || !clip(window, &first, &end))
         return 0;
-    if (window->by_userfaultfd && window->writable && !(frames->prot & PROT_WRITE))
+    if (maps_only_wanted(window, frames->prot))
         return map_hole(window, first, end, frames, end_pgoff);
     if (mappings >= mappings_max && !(make_room && windows_give_up_mappings(false)))
         return ENOMEM;
