@@ -370,6 +370,13 @@ static int find_names(void)
     return 0;
 }
 
+static _Atomic bool are_interposed;
+
+bool system_calls_are_interposed(void)
+{
+    return atomic_load(&are_interposed);
+}
+
 int system_calls_interpose(void)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -382,7 +389,9 @@ int system_calls_interpose(void)
             error = find_names();
     }
     pthread_mutex_unlock(&lock);
-    if (!error)
+    if (!error) {
         patch_under_lock();
+        atomic_store(&are_interposed, true);
+    }
     return error;
 }

@@ -78,5 +78,7 @@ extern const struct replacement file_replacements[], socket_replacements[], stdi
 /* Puts the replacements in the place of the functions, for all that is loaded and all that will be. Again: nothing more.
  * Waits for the loader: without the GIL. 0 or an errno. */
 int system_calls_interpose(void);
+/* Whether that has been done. */
+bool system_calls_are_interposed(void);
 
 #endif

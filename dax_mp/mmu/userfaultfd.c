@@ -20,6 +20,7 @@
 #include "userfaultfd.h"
 
 #include "pager.h"
+#include "system_calls.h"
 #include "thread.h"
 
 #include <errno.h>
@@ -68,13 +69,20 @@ static int open_device(void)
     return opened;
 }
 
-/* The one that serves system calls too, where the process may have it. -1 with errno. */
-static int open_descriptor(bool *kernel_too)
+/* One that serves system calls too, where the process may have it. -1 with errno. */
+static int open_for_kernel(void)
 {
     int opened = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
-    if (opened < 0)
-        opened = open_device();
+    return opened < 0 ? open_device() : opened;
+}
+
+/* Interposed system calls (system_calls.c) must hear of a missing page by EFAULT: a fault of the kernel's that has
+ * nothing to map ends on a scratch page, and the call says that it has moved zeroes. -1 with errno. */
+static int open_descriptor(bool *kernel_too)
+{
+    int opened = system_calls_are_interposed() ? -1 : open_for_kernel();
+
     *kernel_too = opened >= 0;
     return opened < 0 ? (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY) : opened;
 }

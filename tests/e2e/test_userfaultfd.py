@@ -195,6 +195,7 @@ assert array[5 * PAGE] == 0, "what was stored has gone nowhere"
 
 
 def test_system_calls_fault_where_the_kernel_allows_it(daemon: dax_mp.Daemon, script: Script) -> None:
+    """With connect(system_calls=False): else they are to hear of a missing page."""
     text = """
 def load(address, length):
     return libc.syscall(READ, zero, ctypes.c_void_p(address), ctypes.c_size_t(length))
@@ -222,7 +223,61 @@ if session.system_calls_fault:
     assert file.pread(1 << 21, 0) == part
 os.close(zero)
 """
+    mapped = MAPPED.replace(", faults=", ", system_calls=False, faults=")
+    assert script(HEAD + mapped + text + END, daemon.endpoint).end() == PASSED
+
+
+def test_interposed_system_calls_say_why_there_is_no_page(daemon: dax_mp.Daemon, script: Script) -> None:
+    """They do not move the bytes of a scratch page, also where the kernel would wait for one."""
+    text = """
+import tempfile
+reader, writer = os.pipe()
+assert not session.system_calls_fault
+file.truncate(PAGE)
+def error_of(call, *args):
+    try:
+        call(*args)
+    except OSError as error:
+        assert type(error) is OSError, repr(error)
+        return error.errno
+os.write(writer, b"data")
+assert error_of(os.write, writer, array[PAGE:]) == errno.EFAULT
+assert error_of(os.readv, reader, [array[PAGE:]]) == errno.EFAULT
+assert os.read(reader, 9) == b"data", "nothing was lost, and no zeroes were written"
+with tempfile.TemporaryFile(buffering=0) as data:
+    data.write(b"k" * 2 * PAGE)
+    data.seek(0)
+    assert data.readinto(array[:2 * PAGE]) == PAGE
+assert bytes(array[:PAGE]) == b"k" * PAGE
+dax_mp.check()
+"""
     assert run(script, daemon, text) == PASSED
+
+
+def test_an_append_from_data_and_holes_is_one_write(daemon: dax_mp.Daemon, script: Script) -> None:
+    """All pages are looked at before: also holes behind data, which are mapped only when they are asked for."""
+    text = """
+import tempfile
+file.truncate(64 * PAGE)
+for page in range(0, 64, 3):
+    file.pwrite(b"d" * PAGE, page * PAGE)
+with tempfile.NamedTemporaryFile(buffering=0) as log, open("/proc/self/io") as io:
+    def writes():
+        io.seek(0)
+        return int(dict(line.split(": ") for line in io.read().splitlines())["syscw"])
+    fd = os.open(log.name, os.O_WRONLY | os.O_APPEND)
+    data = array[:64 * PAGE]
+    before = writes()
+    assert os.write(fd, data) == 64 * PAGE
+    after = writes()
+    os.close(fd)
+    with open(log.name, "rb") as written:
+        assert written.read() == bytes(data)
+print(after - before)
+"""
+    code, output, errors = run(script, daemon, text)
+    assert (code, errors) == (0, "")
+    assert output == "1\nend\n"
 
 
 def test_an_ordinary_users_descriptor_serves_user_mode_only(daemon: dax_mp.Daemon, script: Script) -> None:
