@@ -15,6 +15,7 @@ import operator
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,7 @@ from dax_mp.clients.handle import Handle
 from dax_mp.clients.map_file import map_file
 from dax_mp.clients.mapping import ACCESS_DEFAULT, Mapping
 from dax_mp.clients.names import check_name
+from dax_mp.clients.open_modes import Layer, parse_mode
 from dax_mp.clients.status import Extent, FileStat
 from dax_mp.errors import os_error
 from dax_mp.limits import IO_CHUNK_BYTES_MAX, OFFSET_BYTES_MAX
@@ -73,9 +75,12 @@ class DaxFile(FileRanges):
         self, session: "Session", name: str, mode: str, ephemeral: bool = False, unnamed: bool = False
     ) -> None:
         self._handle: Handle | None = None
-        self.set_state(*_parse_mode(mode), position_bytes=0)
+        parsed = parse_mode(mode)
+        self.set_state(parsed.kind, parsed.updating, position_bytes=0)
         self._lock = threading.RLock()  # a signal handler may use the file in the middle of a use
         self.name = name
+        self.layers: list[weakref.ref[Layer]] = []
+        """What `Session.open` has put on it, the outermost first. For the library's own modules."""
         self._channel = session.channel
         flags = OpenFlag.TMPFILE if unnamed else _FLAGS[self._kind]
         flags |= OpenFlag.EPHEMERAL if ephemeral else OpenFlag(0)
@@ -312,8 +317,12 @@ class DaxFile(FileRanges):
 
     def __del__(self) -> None:
         if self.__dict__.get("_handle") is not None and not self.closed:
-            warnings.warn(f"unclosed file {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self._dealloc_warn(self)
             self.forget()
+
+    def _dealloc_warn(self, source: object) -> None:
+        """A layer that was never closed says so by this, as it does to io.FileIO."""
+        warnings.warn(f"unclosed file {source!r}", ResourceWarning, stacklevel=3, source=source)
 
     def inherit(self) -> None:
         """In a fork's child: the thread that held the lock is not here. The position is this process's own now."""
@@ -380,17 +389,3 @@ def _reopen(session: "Session", name: str, ino: int, kind: str, updating: bool, 
         raise os_error(errno.ENOENT, filename=name)
     file.set_state(kind, updating, position_bytes)
     return file
-
-
-def _parse_mode(mode: str) -> tuple[str, bool]:
-    """(r, w, x or a; with a plus?). Raises as open()."""
-    if not isinstance(mode, str):
-        raise TypeError(f"open() argument 'mode' must be str, not {type(mode).__name__}")
-    if "t" in mode:
-        raise ValueError(f"invalid mode: {mode!r}; files are binary, wrap one in io.TextIOWrapper for text")
-    if len(set(mode)) != len(mode) or not set(mode) <= set("rwxab+"):
-        raise ValueError(f"invalid mode: {mode!r}")
-    kinds = set(mode) & set(_FLAGS)
-    if len(kinds) != 1:
-        raise ValueError("must have exactly one of create/read/write/append mode")
-    return kinds.pop(), "+" in mode

@@ -35,6 +35,7 @@ from dax_mp.clients import faults as ways
 from dax_mp.clients.channel import Channel
 from dax_mp.clients.file import DaxFile
 from dax_mp.clients.names import check_name
+from dax_mp.clients.open_modes import Opens, flush_layers
 from dax_mp.clients.page_table import Backing, FileId
 from dax_mp.clients.signals import keep_fault_handler_first
 from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps, read_list, read_maps
@@ -82,7 +83,7 @@ def connect(
     return Session(path, bus_error, system_calls, timeout, faults)
 
 
-class Session:
+class Session(Opens):
     """The files of one coordinator. `connect` makes one; threads may share it.
 
         >>> with session.open("notes", "w") as file:
@@ -229,15 +230,7 @@ class Session:
 
     # --- files -----------------------------------------------------------------------------------------------------
 
-    def open(self, name: str | os.PathLike[str], mode: str = "r", ephemeral: bool = False) -> DaxFile:
-        """Open a file. mode: as of the built-in open: r, r+, w, w+, x, x+, a, a+; all are binary, with a b or without.
-
-        ephemeral: a file that this creates loses its name when its last user, handle or mapping, is gone, however that
-        process ended.
-
-        Raises FileNotFoundError, FileExistsError, OSError (EINVAL, ENAMETOOLONG: not a name), ValueError (the mode;
-        a NUL in the name).
-        """
+    def _open_raw(self, name: str | os.PathLike[str], mode: str, ephemeral: bool) -> DaxFile:
         return DaxFile(self, check_name(name), mode, ephemeral)
 
     def tmpfile(self, name: str | os.PathLike[str] = "unnamed file", ephemeral: bool = False) -> DaxFile:
@@ -302,11 +295,20 @@ class Session:
     def close(self) -> None:
         """Close every file and mapping, and end the session. May be called again.
 
+        What buffered and text files hold back is written; to hear that it could not be, close the file before.
         A mapping whose buffers are out (memoryview, array) stays an object; an access to it is a BusError (ESTALE).
         Requests under way in other threads end with a ValueError.
         """
         if self._pid == os.getpid():
-            mmu.locked(self._close_lock, mmu.settled, self._close, self._close)
+            try:
+                self._flush_layers()
+            finally:
+                mmu.locked(self._close_lock, mmu.settled, self._close, self._close)
+
+    def _flush_layers(self) -> None:
+        if not self._closed:
+            self.channel.timeout_s = min(self.channel.timeout_s, CLOSE_TIMEOUT_S)
+            flush_layers(self.channel.holdings.files())
 
     def _close(self, _failed: bool = False) -> None:
         """Called twice, and again where it is interrupted: what is done already has nothing to do any more."""

@@ -1,5 +1,6 @@
 """Every example in a docstring runs as it stands, with a coordinator `daemon` and a session `session` at it."""
 
+import csv
 import doctest
 import errno
 import importlib
@@ -56,6 +57,7 @@ def test_the_public_names_have_examples() -> None:
 def test_example(daemon: dax_mp.Daemon, session: dax_mp.Session, name: str) -> None:
     names: dict[str, Any] = {
         "dax_mp": dax_mp,
+        "csv": csv,
         "errno": errno,
         "mmap": mmap,
         "pickle": pickle,

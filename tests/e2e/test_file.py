@@ -90,7 +90,8 @@ def test_modes(session: dax_mp.Session, content: Path, mode: str, there: bool) -
 
 
 @pytest.mark.parametrize(
-    "mode", ["", "b", "+", "rw", "rt", "wt", "rr", "r++", "rbb", "z", "U", "rU", "r w", "w+a", "rb,closefd"]
+    "mode",
+    ["", "b", "t", "+", "rw", "rbt", "rtt", "wtb", "rr", "r++", "rbb", "z", "U", "rU", "r w", "w+a", "rb,closefd"],
 )
 def test_bad_modes(session: dax_mp.Session, mode: str) -> None:
     with pytest.raises(ValueError):
@@ -100,7 +101,7 @@ def test_bad_modes(session: dax_mp.Session, mode: str) -> None:
 
 def test_mode_that_is_no_string(session: dax_mp.Session) -> None:
     with pytest.raises(TypeError):
-        session.open("file", 3)  # type: ignore[arg-type]
+        session.open("file", 3)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("mode", ["r", "r+", "w", "w+", "a", "a+"])
