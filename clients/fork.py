@@ -13,17 +13,25 @@ Threads: what opens, closes, maps, resizes or unmaps in other threads is held ba
 has adopted, so that the coordinator's books are those of the moment of the fork. Other locks may be held by threads
 that are not in the child; it makes them anew.
 
+Ctrl-C in the parent: an exception of a signal handler does not end the wait, and is raised when os.fork() has returned.
+Of what os.register_at_fork calls, Python would only print it.
+
 The child of a subprocess with a preexec_fn only runs that and then another program: it connects to nothing.
 """
 
+import contextlib
+import functools
 import os
 import select
 import sys
 import threading
 import time
 import weakref
+from io import FileIO
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from dax_mp import mmu
 
 if TYPE_CHECKING:
     from dax_mp.clients.session import Session
@@ -42,7 +50,7 @@ class _Fork(NamedTuple):
     """One fork under way: the sessions that the child is to adopt, and a pipe where there are any."""
 
     sessions: "list[Session]"
-    pipe: tuple[int, int] | None
+    pipe: tuple[FileIO, FileIO] | None
     locked: bool
 
 
@@ -75,7 +83,7 @@ def _before() -> None:
     for session in sessions:
         session.channel.hold_changes(HOLD_TIMEOUT_S)
     try:
-        pipe = os.pipe() if sessions else None
+        pipe = _pipe() if sessions else None
     except OSError:  # no descriptors left: the parent does not wait
         pipe = None
     _forks.under_way.append(_Fork(sessions, pipe, locked))
@@ -86,26 +94,33 @@ def _runs_another_program(caller: FrameType) -> bool:
     return caller.f_code.co_name == "_execute_child" and caller.f_globals.get("__name__") == "subprocess"
 
 
-def _after_in_parent() -> None:
-    fork = _forks.under_way.pop()
-    try:
-        if fork.pipe is not None:
-            _await_child(*fork.pipe)
-    finally:
-        for session in fork.sessions:
-            session.channel.let_changes_go()
-        if fork.locked:
+def _pipe() -> tuple[FileIO, FileIO]:
+    reader, writer = os.pipe()
+    return FileIO(reader), FileIO(writer, "w")
+
+
+def _after_in_parent(_failed: bool) -> None:
+    """Called again where it is interrupted: what is done already has nothing to do any more."""
+    if not _forks.under_way:
+        return
+    fork = _forks.under_way[-1]
+    if fork.pipe is not None:
+        _await_child(*fork.pipe)
+    for session in fork.sessions:
+        session.channel.let_changes_go()
+    if fork.locked:
+        with contextlib.suppress(RuntimeError):  # released already
             _lock.release()
+    del _forks.under_way[-1:]  # no call, so that no interrupt comes after it
 
 
-def _await_child(reader: int, writer: int) -> None:
-    os.close(writer)
-    try:
+def _await_child(reader: FileIO, writer: FileIO) -> None:
+    writer.close()
+    if not reader.closed:
         poll = select.poll()
         poll.register(reader, select.POLLIN)
         poll.poll(PARENT_TIMEOUT_S * 1000)
-    finally:
-        os.close(reader)
+        reader.close()
 
 
 def _after_in_child() -> None:
@@ -117,8 +132,12 @@ def _after_in_child() -> None:
         for session in _all_sessions():
             session.inherit(deadline_s if session in fork.sessions else None)
     finally:
-        for descriptor in fork.pipe or ():
-            os.close(descriptor)
+        for end in fork.pipe or ():
+            end.close()
 
 
-os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+os.register_at_fork(
+    before=_before,
+    after_in_parent=functools.partial(mmu.postponed, _after_in_parent),
+    after_in_child=_after_in_child,
+)

@@ -232,3 +232,8 @@ def borrowed(items: list[Any], function: Callable[..., T], /, *args: Any) -> T |
 
 def marked(marks: list[Any], mark: Any, function: Callable[..., T], /, *args: Any) -> T:
     """Call the function; while it lasts the mark is in the list."""
+
+def postponed(function: Callable[[bool], object], /) -> None:
+    """Call the function as `settled` calls `conclude`; its exception is raised in the main thread, soon: not before the
+    call that the caller's frame is in has returned.
+    """

@@ -4,6 +4,9 @@
  * behind a call that has taken something, before its result is stored, and in a `finally` before its first statement. No
  * Python code can be sure of its own end. Here nothing is between the beginning and the call, nor between the call and
  * the end; and an end that is Python code is called again where it was left too early.
+ *
+ * What fork(2) calls afterwards (os.register_at_fork) must raise nothing: Python prints the exception and drops it. So an
+ * exception there is postponed until os.fork() has returned.
  */
 
 #include <Python.h>
@@ -170,4 +173,74 @@ PyObject *marked(PyObject *module, PyObject *const *args, Py_ssize_t count)
     if (held.type)
         PyErr_Restore(held.type, held.value, held.traceback);
     return result;
+}
+
+/* --- postponed --------------------------------------------------------------------------------------------------- */
+
+struct postponed {
+    struct held exception;
+    PyFrameObject *frame; /* whose call it is that must have returned first; NULL: nobody's */
+};
+
+static void free_postponed(struct postponed *postponed)
+{
+    Py_XDECREF(postponed->exception.type);
+    Py_XDECREF(postponed->exception.value);
+    Py_XDECREF(postponed->exception.traceback);
+    Py_XDECREF(postponed->frame);
+    PyMem_RawFree(postponed);
+}
+
+/* Is a function under way that `frame` has called, by whatever others? */
+static bool is_in_a_call_of(PyFrameObject *frame)
+{
+    PyFrameObject *back, *current = (PyFrameObject *)Py_XNewRef((PyObject *)PyEval_GetFrame());
+
+    if (!frame || current == frame) {
+        Py_XDECREF(current);
+        return false;
+    }
+    while (current && current != frame) {
+        back = PyFrame_GetBack(current);
+        Py_DECREF(current);
+        current = back;
+    }
+    Py_XDECREF(current);
+    return current != NULL;
+}
+
+/* The interpreter calls it between two bytecodes of the main thread. The frame has its turn before it calls anything else:
+ * a function that it has called is one that still belongs to the fork. */
+static int raise_postponed(void *argument)
+{
+    struct postponed *postponed = argument;
+    struct held held = postponed->exception;
+
+    if (is_in_a_call_of(postponed->frame) && !Py_AddPendingCall(raise_postponed, postponed))
+        return 0;
+    postponed->exception = (struct held){NULL, NULL, NULL};
+    free_postponed(postponed);
+    PyErr_Restore(held.type, held.value, held.traceback);
+    return -1;
+}
+
+PyObject *postponed(PyObject *module, PyObject *function)
+{
+    PyObject *result = conclude_call(function, Py_NewRef(Py_None));
+    struct postponed *postponed;
+
+    (void)module;
+    if (result)
+        return result;
+    postponed = PyMem_RawCalloc(1, sizeof *postponed);
+    if (!postponed)
+        return NULL;
+    postponed->exception = hold_exception();
+    postponed->frame = (PyFrameObject *)Py_XNewRef((PyObject *)PyEval_GetFrame());
+    if (!Py_AddPendingCall(raise_postponed, postponed))
+        Py_RETURN_NONE;
+    PyErr_Restore(postponed->exception.type, postponed->exception.value, postponed->exception.traceback);
+    postponed->exception = (struct held){NULL, NULL, NULL};
+    free_postponed(postponed);
+    return NULL;
 }

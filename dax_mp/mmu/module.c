@@ -136,6 +136,7 @@ static PyMethodDef functions[] = {
     {"locked", (PyCFunction)(void (*)(void))locked, METH_FASTCALL, NULL},
     {"borrowed", (PyCFunction)(void (*)(void))borrowed, METH_FASTCALL, NULL},
     {"marked", (PyCFunction)(void (*)(void))marked, METH_FASTCALL, NULL},
+    {"postponed", postponed, METH_O, NULL},
     {"_after_fork_in_child", after_fork_in_child, METH_NOARGS, NULL},
     {"_end_delivery", end_delivery, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

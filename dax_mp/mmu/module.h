@@ -37,6 +37,7 @@ PyObject *settled(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *locked(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *borrowed(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *marked(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *postponed(PyObject *module, PyObject *function);
 
 /* Raises OSError for an errno; returns NULL. */
 PyObject *raise_errno(int error);

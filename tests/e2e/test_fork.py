@@ -359,6 +359,50 @@ os._exit(0)
         assert process.end()[:2] == (0, "7\nBusError\n")
 
 
+def test_ctrl_c_during_a_fork_is_raised_when_the_child_has_its_session(session: dax_mp.Session, script: Script) -> None:
+    """Also where somebody else's Python code runs in the parent after the library's. The parent exits at once, and the
+    child has its file all the same: the interrupt has not ended the wait for it.
+    """
+    process = script(
+        """
+import os, signal, sys, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+
+def before_it_adopts():
+    print("forked", flush=True)
+    sys.stdin.buffer.raw.read(1)
+
+def of_somebody_else():
+    for _ in range(1000):
+        abs(1)
+
+def interrupt(number, frame):
+    print("interrupted", flush=True)
+    raise KeyboardInterrupt
+
+os.register_at_fork(after_in_child=before_it_adopts)
+import dax_mp
+os.register_at_fork(after_in_parent=of_somebody_else)
+session = dax_mp.connect(sys.argv[1])
+file = session.open("forked", "w+", ephemeral=True)
+signal.signal(signal.SIGINT, interrupt)
+try:
+    pid = os.fork()
+    if not pid:
+        print(session.listdir(), file.write(b"x"), flush=True)
+    os._exit(0)
+except KeyboardInterrupt:
+    os._exit(7)
+""",
+        session.endpoint,
+    )
+    assert process.line() == "forked"
+    process.process.send_signal(signal.SIGINT)
+    assert process.line() == "interrupted"
+    process.go_on()
+    assert process.end() == (7, "['forked'] 1\n", "")
+
+
 def test_threads_fork_at_once(daemon: dax_mp.Daemon, script: Script) -> None:
     lines = run(
         script,
