@@ -276,8 +276,10 @@ static uint64_t bytes_for_store(struct closed *entry)
     return bytes;
 }
 
-static bool map_scratch_at(struct closed *entry, uintptr_t address, bool writable)
+/* A store to what a load was given must be no SIGSEGV where that is not ours: with userfaultfd it can be stored to. */
+static bool map_scratch_at(struct closed *entry, uintptr_t address, bool write)
 {
+    bool writable = write || entry->by_userfaultfd;
     uint64_t page_size = page_size_bytes(), length_bytes = writable ? bytes_for_store(entry) : SCRATCH_LOAD_BYTES;
     uintptr_t page = address / page_size * page_size, left = atomic_load(&entry->end) - page;
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;

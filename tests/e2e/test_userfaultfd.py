@@ -254,6 +254,26 @@ dax_mp.check()
     assert run(script, daemon, text) == PASSED
 
 
+def test_loads_and_stores_after_the_mapping_was_closed(daemon: dax_mp.Daemon, script: Script) -> None:
+    """A store may follow a load before the exception of that is raised: it is a fault like any other."""
+    text = """
+with file.mmap() as closed:
+    late = np.ndarray((1 << 24,), np.uint8, buffer=closed)
+def load_and_store():
+    late[0]; late[1] = 1; late[1 << 20]; late[1 << 20] = 1
+def fails(call):
+    try:
+        with dax_mp.bus_errors():
+            call()
+    except dax_mp.BusError as error:
+        return error.errno == errno.ESTALE
+for call in (load_and_store, lambda: late[:].sum(), lambda: np.add(late, 1, out=late), load_and_store):
+    assert fails(call)
+del late
+"""
+    assert run(script, daemon, text) == PASSED
+
+
 def test_an_append_from_data_and_holes_is_one_write(daemon: dax_mp.Daemon, script: Script) -> None:
     """All pages are looked at before: also holes behind data, which are mapped only when they are asked for."""
     text = """
