@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from dax_mp.clients.file import DaxFile
+from dax_mp.clients.new_file import NewFile
 from dax_mp.clients.session import Session
 from dax_mp.errors import os_error
 from dax_mp.limits import OFFSET_BYTES_MAX
@@ -131,14 +132,17 @@ def _create(session: Session, name: str, layout: _Layout, readonly: bool, reserv
         raise ValueError("the array is too big")
     if _is_there(session, name):  # asked first, so that attaching makes nothing
         raise os_error(errno.EEXIST, filename=name)
-    with session.tmpfile(name) as file:
-        file.truncate(layout.size_bytes)
-        if reserve and layout.size_bytes:
-            file.fallocate(0, layout.size_bytes)
-        file.setxattr(ATTRIBUTE, layout.as_json())
-        array = layout.array(_map(file, layout, readonly))
-        file.link()
-        return array
+    return NewFile(session, name).make(_fill, layout, readonly, reserve)
+
+
+def _fill(file: DaxFile, layout: _Layout, readonly: bool, reserve: bool) -> "DaxArray":
+    file.truncate(layout.size_bytes)
+    if reserve and layout.size_bytes:
+        file.fallocate(0, layout.size_bytes)
+    file.setxattr(ATTRIBUTE, layout.as_json())
+    array = layout.array(_map(file, layout, readonly))
+    file.link()
+    return array
 
 
 def _is_there(session: Session, name: str) -> bool:

@@ -135,6 +135,13 @@ class Channel:
         with suppress(OSError, ValueError):
             self._by_lane(Lane.post, Call(kind, fields), time.monotonic() + POST_TIMEOUT_S)
 
+    def ask_quietly(self, kind: RequestType, *fields: object) -> Any:
+        """`request` after an exception, with little patience. Returns None where there is no answer, or a refusal."""
+        call = Call(kind, fields)
+        with suppress(OSError, ValueError):
+            self._by_lane(Lane.exchange, call, time.monotonic() + POST_TIMEOUT_S)
+        return call.answer.value if isinstance(call.answer, messages.Reply) else None
+
     def post_released(self) -> None:
         """Tell what has been let go of, after an exception, and wait for nothing."""
         with suppress(OSError, ValueError):

@@ -45,7 +45,6 @@ _FLAGS: Final = {
     "a": OpenFlag.CREATE,
 }
 
-
 LINE_CHUNK_BYTES: Final = 4096
 
 
@@ -104,6 +103,11 @@ class DaxFile(FileRanges):
         """As io.FileIO has it: rb, rb+, wb, xb, xb+, ab, ab+."""
         kind = "r" if self._kind == "w" and self._updating else self._kind
         return f"{kind}b+" if self._updating else f"{kind}b"
+
+    @property
+    def handle(self) -> Handle:
+        """For the library's own modules."""
+        return self._open()
 
     @property
     def size(self) -> int:

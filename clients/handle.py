@@ -7,7 +7,7 @@ counts them, and `holdings.py` tells the coordinator.
 from typing import TYPE_CHECKING
 
 from dax_mp import messages
-from dax_mp.clients.lane import Claim
+from dax_mp.clients.lane import Call, Claim
 from dax_mp.clients.status import Extent, FileStat
 from dax_mp.limits import LIST_ENTRIES_MAX
 from dax_mp.messages import OpenFlag
@@ -76,8 +76,14 @@ class Handle:
 
     def link(self, name: str, replace: bool) -> None:
         flags = 0 if replace else int(messages.RenameFlag.NOREPLACE)
-        self.session.channel.request(messages.Link, self.number, name, flags, filename=name)
+        self.session.channel.complete(Call(messages.Link, (self.number, name, flags)), name)
         self.name = name
+
+    def unlink_quietly(self) -> None:
+        """After an exception: take away the name that the file has, if it has one."""
+        stat = self.session.channel.ask_quietly(messages.Fstat, self.number)
+        if stat is not None and stat["name"] is not None:
+            self.session.channel.ask_quietly(messages.Unlink, stat["name"])
 
     def setxattr(self, name: str, value: bytes) -> None:
         self.session.channel.request(messages.Setxattr, self.number, name, value, filename=self.name)

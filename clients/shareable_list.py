@@ -7,9 +7,11 @@ takes `SharedMemory` from the globals of its module, so it is run with globals i
 import multiprocessing.shared_memory
 import os
 from collections.abc import Iterable
+from functools import partial
 from types import FunctionType
 from typing import Any, Generic, TypeVar, cast
 
+from dax_mp import mmu
 from dax_mp.clients.session import Session
 from dax_mp.clients.shared_memory import SharedMemory
 from dax_mp.clients.shared_session import shared_session
@@ -54,21 +56,17 @@ class ShareableList(_theirs[T], Generic[T]):
     ) -> None:
         session = shared_session(endpoint) if session is None else session
 
-        made: list[SharedMemory] = []
+        memory = SharedMemory.__new__(SharedMemory)  # there before it has anything
 
         def shared_memory(name: str | None = None, create: bool = False, size: int = 0) -> SharedMemory:
-            memory = SharedMemory(name, create, size, session=session, ephemeral=ephemeral)
-            if create:
-                made.append(memory)
+            SharedMemory.__init__(memory, name, create, size, session=session, ephemeral=ephemeral)
             return memory
 
-        try:
-            _init_with(shared_memory)(self, sequence, name=name)
-        except BaseException:
-            for memory in made:  # a value that cannot be stored: nobody would ever unlink it
-                memory.unlink()
-                memory.close()
-            raise
+        def settle(failed: bool) -> None:
+            if failed and hasattr(memory, "_made"):  # a value that cannot be stored, say: nobody would ever unlink it
+                memory.take_back()
+
+        mmu.settled(settle, partial(_init_with(shared_memory), self, sequence, name=name))
 
     def __reduce__(self) -> Any:
         shared_memory = cast(SharedMemory, self.shm)  # typed as the standard library's

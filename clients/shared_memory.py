@@ -5,15 +5,18 @@ everywhere; and nothing tracks it. It lives until it is unlinked, or, when it is
 has it is gone, however that ended: the coordinator counts.
 
 Nobody ever sees one half made, and of one whose maker is killed nothing is left: it is made without a name (O_TMPFILE),
-sized, and then linked, unless the name is taken.
+sized, and then linked, unless the name is taken (`new_file.py`).
 """
 
 import errno
 import os
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from dax_mp import mmu
 from dax_mp.clients.file import DaxFile
+from dax_mp.clients.new_file import NewFile
 from dax_mp.clients.session import Session
 from dax_mp.clients.shared_session import shared_session
 from dax_mp.errors import os_error
@@ -60,6 +63,7 @@ class SharedMemory:
         self._mapping: Mapping | None = None
         self._buf: memoryview | None = None
         self._size_bytes = 0
+        self._made: NewFile | None = None
         if not size >= 0:
             raise ValueError("'size' must be a positive integer")
         if create and size == 0:
@@ -68,7 +72,10 @@ class SharedMemory:
             raise ValueError("'name' can only be None if create=True")
         self._session = shared_session(endpoint) if session is None else session
         if create:
-            self._name = self._create(name, size, ephemeral, reserve)
+            self._name = "" if name is None else name
+            file_name = "shared memory" if name is None else _file_name(name)
+            self._made = NewFile(self._session, file_name, ephemeral)
+            self._made.make(self._fill, name, size, reserve)
         else:
             assert name is not None
             self._name = name
@@ -77,21 +84,19 @@ class SharedMemory:
                     file.fallocate(0, file.size)
                 self._map(file.mmap())
 
-    def _create(self, name: str | None, size: int, ephemeral: bool, reserve: bool) -> str:
-        """Make it, and map it; returns its name. What fails leaves nothing."""
-        with self._session.tmpfile(_file_name(name) if name is not None else "shared memory", ephemeral) as file:
-            file.truncate(size)
-            if reserve:
-                file.fallocate(0, size)
-            mapping = file.mmap()
-            try:
-                final = self._link(file, name)
-            except BaseException:
-                mapping.close()
-                raise
-            mapping.renamed(_file_name(final))
-            self._map(mapping)
-        return final
+    def _fill(self, file: DaxFile, name: str | None, size: int, reserve: bool) -> None:
+        """Size it, map it, and give it its name."""
+        file.truncate(size)
+        if reserve:
+            file.fallocate(0, size)
+        mapping = file.mmap()
+        try:
+            self._name = self._link(file, name)
+        except BaseException:
+            mapping.close()
+            raise
+        mapping.renamed(_file_name(self._name))
+        self._map(mapping)
 
     def _link(self, file: DaxFile, name: str | None) -> str:
         """Give the file its name; returns it."""
@@ -153,12 +158,17 @@ class SharedMemory:
             raise ValueError("the shared memory is closed")
         if size is not None and not size > 0:
             raise ValueError("'size' must be a positive number different from zero")
+        mmu.settled(self._settle_size, self._resize, self._mapping, size)
+
+    def _resize(self, mapping: "Mapping", size: int | None) -> None:
         try:
-            self._set_size(self._mapping, size)
+            self._set_size(mapping, size)
         except BufferError:
             self._buf = None  # what would have to move has no views then, if nobody has taken this one
-            self._set_size(self._mapping, size)
-        finally:
+            self._set_size(mapping, size)
+
+    def _settle_size(self, _failed: bool) -> None:
+        if self._mapping is not None and not self._mapping.closed:
             self._view()  # the old one lives on for who has it
 
     def _set_size(self, mapping: "Mapping", size: int | None) -> None:
@@ -172,9 +182,17 @@ class SharedMemory:
         if self._buf is not None:
             self._buf.release()
             self._buf = None
+        self._made = None  # it has the handle, which goes with the mapping
         if self._mapping is not None:
             self._mapping.close()
             self._mapping = None
+
+    def take_back(self) -> None:
+        """For the library's own modules, after an exception: undo its creation, if it was created."""
+        if self._made is not None:
+            self._made.take_back_name()
+        with suppress(BufferError):  # a view is out yet, and keeps it until that ends
+            self.close()
 
     def unlink(self) -> None:
         """Take its name away; it lives on for those who have it. Raises FileNotFoundError."""

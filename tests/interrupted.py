@@ -8,6 +8,7 @@ truncated at once, so that nobody has pinned or been lent any of it; and all blo
 """
 
 import gc
+import os
 import sys
 import time
 import traceback
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import dax_mp
+import dax_mp.clients.dax_array  # now, and not in an operation
 from interrupts import Interrupt, interrupt
 
 PAGE: Final = 4096
@@ -24,6 +26,24 @@ LONG: Final = (1 << 20) + PAGE
 DATA: Final = bytes(range(256)) * 16
 PROMPT_S: Final = 10.0
 """What takes longer has waited for the coordinator's ack timeout, which is twice that."""
+
+
+KNOWN: Final = "file", "other", "new", "shared", "list", "array"
+
+RETURNING: Final = frozenset(
+    {
+        ("interrupted.py", "<lambda>"),
+        ("interrupted.py", "share"),
+        ("interrupted.py", "listed"),
+        ("interrupted.py", "arranged"),
+        ("shared_memory.py", "__init__"),
+        ("shareable_list.py", "__init__"),
+        ("arrays.py", "ndarray"),
+        ("arrays.py", "_create"),
+        ("new_file.py", "make"),
+    }
+)
+"""Files and functions that have nothing to do any more but to return what has been created."""
 
 
 class Scene:
@@ -38,7 +58,10 @@ class Scene:
         self.mapping = self.file.mmap()
         self.made: list[Any] = []
         self.long = bytearray(LONG)
+        self.shared: Any = None
         self.where = ""
+        self.innermost: tuple[str, str] | None = None
+        """Where it was interrupted: file and function. None: what was raised there was lost, in a destructor."""
 
     def end(self) -> None:
         self.made.clear()
@@ -85,6 +108,54 @@ def share(scene: Scene) -> dax_mp.SharedMemory:
     return dax_mp.SharedMemory("shared", create=True, size=2 * PAGE, session=scene.session)
 
 
+def share_in(scene: Scene) -> None:
+    """For the operations on what is there already."""
+    scene.shared = share(scene)
+
+
+def shared_sizes_agree(scene: Scene) -> None:
+    shared, scene.shared = scene.shared, None
+    assert shared is not None
+    assert len(shared.buf) == shared.size
+    assert shared.session.stat("shared").size_bytes in (shared.size, 2 * PAGE, 5 * PAGE)
+    shared.buf[0] = 1
+    shared.resize()
+    assert len(shared.buf) == shared.size == shared.session.stat("shared").size_bytes
+    shared.close()
+
+
+def listed(scene: Scene) -> dax_mp.ShareableList[Any]:
+    return dax_mp.ShareableList([1, "two", None, 4.0], name="list", session=scene.session)
+
+
+def closed_list(scene: Scene) -> None:
+    listed(scene).shm.close()
+
+
+def arranged(scene: Scene) -> Any:
+    return dax_mp.ndarray(scene.session, "array", (100, 100), "f8")
+
+
+def is_whole_or_not_there(scene: Scene) -> None:
+    """What has been created has its name only where all of it is there, and the caller is about to have it."""
+    for name in scene.observer.listdir():
+        if name == "file":
+            continue
+        returning = scene.innermost is None or scene.innermost in RETURNING
+        assert returning, f"{name} has its name, though its creation was interrupted"
+        if name == "array":
+            assert dax_mp.ndarray(scene.observer, name).shape == (100, 100)
+        elif name == "list":
+            there: Any = dax_mp.ShareableList(name=name, session=scene.observer)
+            assert list(there) == [1, "two", None, 4.0]
+            there.shm.close()
+        else:
+            shared = dax_mp.SharedMemory(name, session=scene.observer)
+            assert shared.size == 2 * PAGE
+            shared.close()
+            scene.observer.rename(name, "shared")
+
+
 for mode in ("r", "r+", "w", "a", "w+"):
     operation(f"open {mode}", lambda scene, mode=mode: scene.session.open("file", mode))  # type: ignore[misc]
 operation("open x", lambda scene: scene.session.open("new", "x"))
@@ -123,6 +194,31 @@ operation("rename", lambda scene: scene.session.rename("file", "other"))
 operation("unlink", lambda scene: scene.session.unlink("file"))
 
 
+operation("SharedMemory create", share, check=is_whole_or_not_there)
+operation(
+    "SharedMemory create without a name",
+    lambda scene: dax_mp.SharedMemory(create=True, size=2 * PAGE, reserve=True, session=scene.session),
+    check=is_whole_or_not_there,
+)
+operation(
+    "SharedMemory attach",
+    lambda scene: dax_mp.SharedMemory("shared", session=scene.session),
+    lambda scene: share(scene).close(),
+)
+operation("SharedMemory close", lambda scene: scene.made.pop().close(), lambda scene: keep(scene, share(scene)))
+operation("SharedMemory unlink", lambda scene: scene.made.pop().unlink(), lambda scene: keep(scene, share(scene)))
+operation("SharedMemory resize up", lambda scene: scene.shared.resize(5 * PAGE), share_in, shared_sizes_agree)
+operation("SharedMemory resize down", lambda scene: scene.shared.resize(PAGE), share_in, shared_sizes_agree)
+operation("ShareableList create", listed, check=is_whole_or_not_there)
+operation("ShareableList attach", lambda scene: dax_mp.ShareableList(name="list", session=scene.session), closed_list)
+operation("ndarray create", arranged, check=is_whole_or_not_there)
+operation(
+    "ndarray attach",
+    lambda scene: dax_mp.ndarray(scene.session, "array"),
+    lambda scene: keep(scene, arranged(scene)),
+)
+
+
 def look(scene: Scene, name: str, free: int) -> None:
     """Assert that nothing is left. The scene's own things are there yet."""
     session, observer = scene.session, scene.observer
@@ -141,7 +237,7 @@ def look(scene: Scene, name: str, free: int) -> None:
             file.truncate(0)
     assert time.monotonic() - started_s < PROMPT_S, "the file stands still: a pin or a lease is left"
     scene.end()
-    hidden = [there for there in observer.listdir() if there not in ("file", "other", "new")]
+    hidden = [there for there in observer.listdir() if there not in KNOWN]
     assert not hidden, f"left: {hidden}"
     for there in observer.listdir():
         observer.unlink(there)
@@ -168,6 +264,8 @@ def interrupted(name: str, at: int, scene: Scene) -> bool:
     try:
         return interrupt(lambda: OPERATIONS[name](scene), at, exception)
     except Interrupt:
+        frame = traceback.extract_tb(exception.__traceback__)[-2]  # the last is the tracing function's
+        scene.innermost = os.path.basename(frame.filename), frame.name
         return True
     finally:
         scene.where = "".join(traceback.format_tb(exception.__traceback__))
