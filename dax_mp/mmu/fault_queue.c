@@ -149,6 +149,12 @@ static bool is_copy(const struct fault *fault)
     return fault->window->is_private && private_is_copy(page_of(fault));
 }
 
+/* From the page of a fault on, when the pager serves no more. ESTALE: then the whole window is dropped. */
+static uint64_t pages_with_nothing(int error)
+{
+    return error == ESTALE ? UINT32_MAX : 1;
+}
+
 /* Fails a fault that the pager has not got, or has no more. */
 static void fail(struct pager *pager, struct fault *fault, int error)
 {
@@ -156,8 +162,8 @@ static void fail(struct pager *pager, struct fault *fault, int error)
         return;
     fault->error = error;
     if (fault->raw) {
-        uint64_t length_pages = error == ESTALE ? UINT32_MAX : 1; /* then the whole window is dropped */
-        int no_scratch = window_map_scratch(fault->window, fault->serial, fault->pgoff, length_pages, fault->write);
+        int no_scratch = window_map_scratch(fault->window, fault->serial, fault->pgoff, pages_with_nothing(error),
+                                            fault->write);
 
         fault->has_scratch = !no_scratch;
         if (no_scratch == ESTALE) /* the window is closed since: that is what the access finds now */
@@ -268,7 +274,7 @@ void pager_post(struct pager *pager, struct fault *fault)
         while (!send_fault(pager, &copy) && !atomic_load(&pager->error) && !atomic_load(&pager->stopping))
             poll(&writable, 1, A_WHILE_NS / 1000000);
     } else {
-        fault_fail(pager, fault, fault_error(pager), fault->pgoff, 1);
+        fault_fail(pager, fault, fault_error(pager), fault->pgoff, pages_with_nothing(fault_error(pager)));
     }
     atomic_fetch_sub(&pager->posting, 1);
 }
