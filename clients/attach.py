@@ -181,11 +181,9 @@ def unlock_session(endpoint: str, token: bytes, fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-def check_welcome(welcome: Any) -> None:
+def check_welcome(welcome: dict[str, Any]) -> None:
     """Raises ProtocolError where this process cannot map the coordinator's pages: their size is not the system's."""
     page_size = os.sysconf("SC_PAGESIZE")
-    if not isinstance(welcome, dict) or "page_size" not in welcome:
-        raise ProtocolError("the coordinator's welcome does not say how large its pages are")
     if welcome["page_size"] != page_size:
         raise ProtocolError(f"the coordinator's pages have {welcome['page_size']} bytes, this system's {page_size}")
 

@@ -67,6 +67,8 @@ class Channel:
         self._forking: list[int] = []
         self._stale = False
         self._greeted = False
+        self.failure: str | None = None
+        """What the coordinator did that the protocol does not allow: that ends the session."""
 
     def hello(self, timeout_s: float) -> Any:
         """Begin the session. Returns the coordinator's welcome. Raises ProtocolError, TimeoutError, OSError."""
@@ -78,12 +80,16 @@ class Channel:
             raise
 
     def check(self) -> None:
-        """Raises ValueError after close(), OSError (ESTALE) in a fork's child that could not take the session over."""
+        """Raises ValueError after close(), OSError (ESTALE) in a fork's child that could not take the session over,
+        ProtocolError after another.
+        """
         if self._stale:
             text = "the session could not be taken over from the parent process; connect() again"
             raise os_error(errno.ESTALE, text, self._coordinator.endpoint)
         if self._closed:
             raise ValueError("the session is closed")
+        if self.failure is not None:
+            raise ProtocolError(self.failure)
 
     def request(
         self, kind: RequestType, *fields: object, filename: str | None = None, timeout_s: float | None = None
@@ -164,13 +170,14 @@ class Channel:
     def _over(self) -> bool:
         poll = select.poll()
         poll.register(self._coordinator.pidfd, select.POLLIN)
-        return self._closed or self._stale or bool(poll.poll(0))
+        return self._closed or self._stale or self.failure is not None or bool(poll.poll(0))
 
     def bye(self, timeout_s: float) -> None:
         """End the session. Precondition: the pager has dropped every translation."""
         self.holdings.clear()
         if not self._greeted:
             return
+        self.failure = None  # it is told all the same, should it listen
         try:
             self.request(messages.Bye, timeout_s=timeout_s)
             self._greeted = False
@@ -269,9 +276,13 @@ class Channel:
 
     def _by_lane(self, function: Callable[..., None], call: Call, *args: Any) -> None:
         """Call the function with an idle lane, or a new one that has said Hello."""
-        while mmu.borrowed(self._idle, self._use, function, call, args) is False:
-            if not self._idle:
-                self._add_lane(*args)
+        try:
+            while mmu.borrowed(self._idle, self._use, function, call, args) is False:
+                if not self._idle:
+                    self._add_lane(*args)
+        except ProtocolError as error:
+            self.failure = error.strerror
+            raise
 
     def _use(self, lane: Lane, function: Callable[..., None], call: Call, args: tuple[Any, ...]) -> bool:
         """Returns False where the lane was broken; it is no lane any more then."""

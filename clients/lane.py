@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from dax_mp import messages, mmu
+from dax_mp import messages, mmu, replies
 from dax_mp.clients.zmtp import Dealer, Interrupted
 from dax_mp.endpoint import control_path
 from dax_mp.errors import ProtocolError, os_error
@@ -130,7 +130,8 @@ class Lane:
         assert call.claim is not None
         self.exchange(call, deadline)
         if isinstance(call.answer, messages.Reply):
-            call.claim.number = number_of(call.answer.value)
+            value = call.answer.value
+            call.claim.number = value[0] if isinstance(value, list) else value
 
     def _settle_claim(self, call: Call, failed: bool) -> None:
         claim = call.claim
@@ -179,6 +180,8 @@ class Lane:
         if not isinstance(answer, messages.Reply | messages.Error):
             raise ProtocolError(f"the coordinator answered a request with {type(answer).__name__}")
         if answer.request_id in (call.request_id, 0):
+            if isinstance(answer, messages.Reply) and (wrong := replies.misfit(call.kind, call.fields, answer.value)):
+                raise ProtocolError(wrong)
             call.answer = answer
         elif (call.request_id - answer.request_id) % _REQUEST_IDS > _LATE_MAX:
             raise ProtocolError("the coordinator answered another request than it was sent")
@@ -209,11 +212,3 @@ class Lane:
 
     def close(self) -> None:
         self._dealer.close()
-
-
-def number_of(value: Any) -> int:
-    """What has been acquired, by the reply: a number, or a list that begins with it."""
-    number = value[0] if isinstance(value, list) else value
-    if type(number) is not int:
-        raise ProtocolError("the coordinator's reply is not what was asked for")
-    return number

@@ -214,7 +214,7 @@ class Session(Opens):
     @property
     def usable(self) -> bool:
         """Not closed, not evicted, and the coordinator has not ended, as far as this process has heard."""
-        return not self._closed and not self.pager.errno
+        return not self._closed and not self.pager.errno and self.channel.failure is None
 
     @property
     def system_calls_fault(self) -> bool:
@@ -390,7 +390,8 @@ class Session(Opens):
         self.pager.closed_vmas.extend(copies.values())  # nobody's here
         cuts = self.channel.request(messages.Cuts, timeout_s=attach.rest_s(deadline_s))
         for vma_id, pgoff, length_pages in zip(cuts[::3], cuts[1::3], cuts[2::3], strict=True):
-            mine[vma_id].drop_pages(pgoff, length_pages)
+            if vma_id in mine:
+                mine[vma_id].drop_pages(pgoff, length_pages)
 
 
 def _close_at_exit(reference: "weakref.ref[Session]") -> None:

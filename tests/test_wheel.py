@@ -16,8 +16,8 @@ BUILD_SDIST: Final = "import sys; from setuptools import build_meta; print(build
 CORE: Final = """
 __init__ acquisitions address_space blocks control_messages coordinator copy_range delays device direct_io effects
 endpoint errors fallocate fault file_requests file_system frames hole_pages inode limits locks memory messages
-pager_messages pins ranges read_write requests schema session shift sizes superblock timers transaction truncate trust
-unmap validate vma_messages __main__
+pager_messages pins ranges read_write replies requests schema session shift sizes superblock timers transaction truncate
+trust unmap validate vma_messages __main__
 """
 DAEMONS: Final = """
 __init__ connection daemonize descriptors liveness log loop region runtime_directory serve signals sockets start sweep
