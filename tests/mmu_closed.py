@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import numpy as np
 
 from dax_mp import mmu
-from mmu_rig import PAGE, VMA, BusError, Rig, failure_of, in_thread, scenario, settle
+from mmu_rig import PAGE, VMA, BusError, Rig, address_space, failure_of, forks, in_thread, scenario, settle
 
 CYCLES: Final = 20_000
 GIB: Final = 1 << 30
@@ -141,6 +141,7 @@ def a_window_whose_address_nobody_got_leaves_nothing(rig: Rig) -> None:
 
 
 @scenario
+@address_space
 def closed_windows_are_given_back_where_address_space_is_limited(rig: Rig) -> None:
     limit_bytes = address_space_bytes() + 256 * 1024 * 1024
     resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
@@ -159,6 +160,7 @@ def closed_windows_are_given_back_where_address_space_is_limited(rig: Rig) -> No
 
 
 @scenario
+@address_space
 def a_windows_address_space_is_limited_with_that_of_the_process(rig: Rig) -> None:
     limit_bytes = address_space_bytes() + GIB
     resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
@@ -219,6 +221,7 @@ def windows_are_closed_while_threads_use_them(rig: Rig) -> None:
 
 
 @scenario
+@forks
 def a_forks_child_finds_closed_windows_closed(rig: Rig) -> None:
     window = rig.window(8)
     array = array_without_export(window)
@@ -274,6 +277,7 @@ def views_reach_past_the_end_of_a_window_that_shrank_without_exports(rig: Rig) -
 
 
 @scenario
+@forks
 def a_closed_window_of_a_pager_that_signals(rig: Rig) -> None:
     window = mmu.Window(rig.new_pager(sigbus=True), VMA, 0, PAGE, True)
     array = array_without_export(window)

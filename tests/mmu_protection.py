@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 import pytest
 
 from dax_mp import mmu
-from mmu_rig import FAULTS, PAGE, VMA, Rig, array_of, scenario
+from mmu_rig import FAULTS, PAGE, VMA, Rig, array_of, forks, scenario
 
 NONE: Final = 0
 READ: Final = mmap.PROT_READ
@@ -84,6 +84,7 @@ def a_forbidden_store_goes_to_the_programs_handler(rig: Rig) -> None:
 
 
 @scenario
+@forks
 def a_forbidden_access_ends_the_process(rig: Rig) -> None:
     window = rig.window(8)
     array = array_of(window)
@@ -144,6 +145,7 @@ def private_copies_are_protected_and_kept(rig: Rig) -> None:
 
 
 @scenario
+@forks
 def an_unmap_leaves_private_copies_protected(rig: Rig) -> None:
     window = mmu.Window(rig.pager, VMA, 0, 8 * PAGE, True, True)
     array = array_of(window)
@@ -202,6 +204,7 @@ def what_cannot_be_protected(rig: Rig) -> None:
 
 
 @scenario
+@forks
 def a_window_that_shrinks_forgets_what_was_protected_there(rig: Rig) -> None:
     window = rig.window(8)
     window.protect(2 * PAGE, 6 * PAGE, NONE)

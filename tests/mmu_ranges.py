@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from dax_mp import mmu
-from mmu_rig import PAGE, VMA, BusError, Rig, array_of, failure_of, scenario
+from mmu_rig import PAGE, VMA, BusError, Rig, address_space, array_of, failure_of, scenario
 
 
 @scenario
@@ -130,6 +130,7 @@ def a_window_that_cannot_grow_in_place_moves_without_views(rig: Rig) -> None:
 
 
 @scenario
+@address_space
 def a_kept_window_is_not_given_up(rig: Rig) -> None:
     """Mappings are given up in other windows when there are too many."""
     rig.coordinator.set(stride_pages=2)
@@ -149,6 +150,7 @@ def a_kept_window_is_not_given_up(rig: Rig) -> None:
 
 
 @scenario
+@address_space
 def a_kept_range_stays_while_the_rest_of_its_window_is_given_up(rig: Rig) -> None:
     pages = 64 * 2 * 1000
     rig.coordinator.set(stride_pages=2)

@@ -70,6 +70,8 @@ Scenario = Callable[[Rig], None]
 SCENARIOS: Final[dict[str, Scenario]] = {}
 FORKS: Final[set[str]] = set()
 """The scenarios in which a process with a pager's thread forks."""
+ADDRESS_SPACE: Final[set[str]] = set()
+"""The scenarios that use up the mappings or the address space of the process."""
 
 
 def scenario(function: Scenario) -> Scenario:
@@ -79,6 +81,11 @@ def scenario(function: Scenario) -> Scenario:
 
 def forks(function: Scenario) -> Scenario:
     FORKS.add(function.__name__)
+    return function
+
+
+def address_space(function: Scenario) -> Scenario:
+    ADDRESS_SPACE.add(function.__name__)
     return function
 
 

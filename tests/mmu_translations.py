@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from dax_mp import mmu
-from mmu_rig import PAGE, VMA, BusError, Rig, array_of, failure_of, scenario
+from mmu_rig import PAGE, VMA, BusError, Rig, address_space, array_of, failure_of, scenario
 
 
 @scenario
@@ -167,6 +167,7 @@ def many_windows(rig: Rig) -> None:
 
 
 @scenario
+@address_space
 def more_mappings_than_the_kernel_allows(rig: Rig) -> None:
     rig.coordinator.set(stride_pages=2)
     with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
@@ -194,6 +195,7 @@ def take_all_mappings() -> Callable[[], object]:
 
 
 @scenario
+@address_space
 def no_mapping_is_left(rig: Rig) -> None:
     """mmap says ENOMEM: translations are given up for it, and with none left it is a BusError."""
     first, second = rig.window(64), rig.window(64, vma_id=VMA + 1)
@@ -227,6 +229,7 @@ def take_one_more_mapping() -> None:
 
 
 @scenario
+@address_space
 def an_unmap_needs_no_mapping(rig: Rig) -> None:
     """A translation that is to go goes, also when mmap says ENOMEM to everything."""
     rig.coordinator.set(span_pages=8)
@@ -247,6 +250,7 @@ def an_unmap_needs_no_mapping(rig: Rig) -> None:
 
 
 @scenario
+@address_space
 def the_end_needs_no_mapping(rig: Rig) -> None:
     """A pager closes, and a window, when mmap says ENOMEM to everything."""
     windows = [rig.window(8, vma_id=VMA + number) for number in range(4)]
@@ -261,6 +265,7 @@ def the_end_needs_no_mapping(rig: Rig) -> None:
 
 
 @scenario
+@address_space
 def a_map_for_which_almost_no_mapping_is_left(rig: Rig) -> None:
     """The page that a fault waits for is mapped, whatever becomes of its neighbours in the same Map."""
     rig.coordinator.set(stride_pages=2)

@@ -19,7 +19,7 @@ import mmu_translations
 import mmu_waits
 import mmu_zmtp
 from dax_mp.clients.launch import module_environment
-from mmu_rig import FAULTS, FORKS, SCENARIOS
+from mmu_rig import ADDRESS_SPACE, FAULTS, FORKS, SCENARIOS
 
 TESTS: Final = Path(__file__).parent.parent
 MODULES: Final = (
@@ -71,12 +71,17 @@ def run(scenario: str, endpoint: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def marks_of(scenario: str) -> list[pytest.MarkDecorator]:
+    return [
+        mark
+        for mark, scenarios in ((pytest.mark.forks, FORKS), (pytest.mark.address_space, ADDRESS_SPACE))
+        if scenario in scenarios
+    ]
+
+
 @pytest.mark.parametrize(
     "scenario",
-    [
-        pytest.param(name, marks=[pytest.mark.forks] if name in FORKS else [])
-        for name in sorted(SCENARIOS.keys() - CRASHES.keys())
-    ],
+    [pytest.param(name, marks=marks_of(name)) for name in sorted(SCENARIOS.keys() - CRASHES.keys())],
 )
 def test_scenario(scenario: str, endpoint: str) -> None:
     ended = run(scenario, endpoint)
