@@ -17,6 +17,7 @@ import posix_ipc
 
 from dax_mp import trust
 from dax_mp.clients.lane import CoordinatorProcess
+from dax_mp.clients.undo import close_all
 from dax_mp.endpoint import (
     LOCK_NAME,
     LOCK_QUERY,
@@ -177,8 +178,7 @@ def unlock_session(endpoint: str, token: bytes, fds: list[int]) -> None:
         os.unlink(session_path(endpoint, token))
     except OSError:  # it or its directory is gone, or cannot be written to; the coordinator removes what is left
         pass
-    while fds:
-        os.close(fds.pop())
+    close_all(fds)
 
 
 def check_welcome(welcome: dict[str, Any]) -> None:

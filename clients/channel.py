@@ -26,6 +26,7 @@ from typing import Any, Final, TypeVar
 from dax_mp import messages, mmu
 from dax_mp.clients.holdings import Holdings
 from dax_mp.clients.lane import Call, Claim, CoordinatorProcess, Lane, RequestType
+from dax_mp.clients.undo import close_all
 from dax_mp.errors import ProtocolError, os_error
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class Channel:
 
     def _start(self, token: bytes) -> None:
         self._token = token
-        self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._events = list(map(os.eventfd, (0,), (os.EFD_CLOEXEC | os.EFD_NONBLOCK,)))  # one: the session is closing
         # Changed by operations that the GIL makes atomic: all lanes, and of these those that no thread uses; below, the
         # threads that are in `changing`, and those that fork.
         self._lanes: list[Lane] = []
@@ -187,8 +188,8 @@ class Channel:
     def cancel(self) -> None:
         """End the requests that are under way, and let none begin."""
         self._closed = True
-        if self._closing >= 0:
-            os.eventfd_write(self._closing, 1)
+        for event in self._events:
+            os.eventfd_write(event, 1)
 
     def close(self, timeout_s: float) -> bool:
         """End the requests that are under way in other threads, and close all sockets.
@@ -204,9 +205,7 @@ class Channel:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(POLL_S)
-        if self._closing >= 0:
-            closing, self._closing = self._closing, -1
-            os.close(closing)
+        close_all(self._events)
         return True
 
     # --- fork ------------------------------------------------------------------------------------------------------
@@ -231,7 +230,7 @@ class Channel:
         """
         for lane in self._lanes:
             lane.close()
-        os.close(self._closing)
+        close_all(self._events)
         self._start(token)
 
     def set_stale(self) -> None:
@@ -295,7 +294,7 @@ class Channel:
     def _add_lane(self, deadline: float | None = None) -> None:
         self.check()
         identity = self._token + next(self._numbers).to_bytes(_LANE_NUMBER_BYTES, "big")
-        lane = Lane(self._coordinator, identity, self._closing, deadline)
+        lane = Lane(self._coordinator, identity, self._events[0], deadline)
         hello = Call(messages.Hello, (messages.PROTOCOL_VERSION,))
         try:
             lane.exchange(hello, deadline)

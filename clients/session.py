@@ -39,6 +39,7 @@ from dax_mp.clients.open_modes import Opens, flush_layers
 from dax_mp.clients.page_table import Backing, FileId
 from dax_mp.clients.signals import keep_fault_handler_first
 from dax_mp.clients.status import DeviceStat, FileStat, VmaMaps, read_list, read_maps
+from dax_mp.clients.undo import Undo, close_all
 from dax_mp.endpoint import pager_path
 from dax_mp.errors import os_error
 
@@ -120,7 +121,7 @@ class Session(Opens):
         self._wanted_timeout_s = attach.check_timeout(timeout)
         self._close_lock = threading.RLock()
         self._pid = os.getpid()
-        self._undo = ExitStack()
+        self._undo = Undo()
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         mmu.settled(self._settle_begin, self._begin)
 
@@ -137,9 +138,9 @@ class Session(Opens):
             atexit.unregister(self._at_exit)
             self._undo.close()
 
-    def _attach(self, undo: ExitStack) -> None:
+    def _attach(self, undo: Undo) -> None:
         self._coordinator = attach.find_coordinator(self.endpoint)
-        undo.callback(os.close, self._coordinator.pidfd)
+        undo.callback(close_all, [self._coordinator.pidfd])
         self._token = attach.new_token()
         self._lock_file(undo)
         self.channel = Channel(self._coordinator, self._token)
@@ -148,19 +149,19 @@ class Session(Opens):
         self._hello(undo, CONNECT_TIMEOUT_S)
         self._start_pager(undo, CONNECT_TIMEOUT_S)
 
-    def _lock_file(self, undo: ExitStack) -> None:
+    def _lock_file(self, undo: Undo) -> None:
         self._lock_fds: list[int] = []
         undo.callback(attach.unlock_session, self.endpoint, self._token, self._lock_fds)
         self._lock_fds.append(attach.lock_session(self.endpoint, self._token))
 
-    def _hello(self, undo: ExitStack, timeout_s: float) -> None:
+    def _hello(self, undo: Undo, timeout_s: float) -> None:
         undo.callback(self.channel.bye, CLOSE_TIMEOUT_S)
         self._welcome = self.channel.hello(timeout_s)
         attach.check_welcome(self._welcome)
         self.timeout = self.channel.timeout_s = attach.answer_timeout_s(self._welcome, self._wanted_timeout_s)
         """How many seconds an access or a request waits for a coordinator that is alive but does not answer."""
 
-    def _start_pager(self, undo: ExitStack, timeout_s: float) -> None:
+    def _start_pager(self, undo: Undo, timeout_s: float) -> None:
         keep_fault_handler_first()
         if self.system_calls:
             mmu.interpose_system_calls()
@@ -352,7 +353,7 @@ class Session(Opens):
         """
         self._pid = os.getpid()
         self._close_lock = threading.RLock()
-        self._undo = ExitStack()  # what is in the parent's is the parent's to undo
+        self._undo = Undo()  # what is in the parent's is the parent's to undo
         if self._closed:
             return
         for fd in self._lock_fds:
@@ -366,13 +367,11 @@ class Session(Opens):
             self.channel.inherit(self._token)
             if deadline_s is None:
                 raise os_error(errno.ESTALE)
-            with ExitStack() as undo:
-                self._adopt(undo, parent_token, deadline_s)
-                self._undo = undo.pop_all()
+            mmu.settled(self._undo.close_if, self._adopt, self._undo, parent_token, deadline_s)
         except OSError:
             self.channel.set_stale()
 
-    def _adopt(self, undo: ExitStack, parent_token: bytes, deadline_s: float) -> None:
+    def _adopt(self, undo: Undo, parent_token: bytes, deadline_s: float) -> None:
         self._lock_file(undo)
         undo.callback(self.channel.close, CLOSE_TIMEOUT_S)
         self._hello(undo, attach.rest_s(deadline_s))

@@ -27,7 +27,7 @@ __init__ arrays attach bus_error channel child cli cli_copy cli_files cli_names 
 cli_target dax_array demo demo_actor demo_stage direct_io faults file file_ranges fork handle holdings interrupts lane
 launch map_file mapping mapping_cursor names new_file open_modes page_table pin session shareable_list shared_memory
 shared_memory_manager shared_session signals standard_streams status stress stress_cells stress_ledger stress_progress
-stress_worker zmtp
+stress_worker undo zmtp
 """
 METADATA: Final = "METADATA RECORD WHEEL entry_points.txt top_level.txt"
 
