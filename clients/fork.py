@@ -13,8 +13,9 @@ Threads: what opens, closes, maps, resizes or unmaps in other threads is held ba
 has adopted, so that the coordinator's books are those of the moment of the fork. Other locks may be held by threads
 that are not in the child; it makes them anew.
 
-Ctrl-C in the parent: an exception of a signal handler does not end the wait, and is raised when os.fork() has returned.
-Of what os.register_at_fork calls, Python would only print it.
+Exceptions in the parent: that of a signal handler (Ctrl-C), or a BusError that was pending when os.fork() was called,
+does not end what is done before the fork, nor the wait. It is raised in the parent when os.fork() has returned. Of what
+os.register_at_fork calls, Python would only print it.
 
 The child of a subprocess with a preexec_fn only runs that and then another program: it connects to nothing.
 """
@@ -29,7 +30,7 @@ import time
 import weakref
 from io import FileIO
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from dax_mp import mmu
 
@@ -46,18 +47,26 @@ HOLD_TIMEOUT_S: Final = 1.0
 """How long a fork waits for other threads' requests."""
 
 
-class _Fork(NamedTuple):
-    """One fork under way: the sessions that the child is to adopt, and a pipe where there are any."""
+class _Fork:
+    """One fork under way."""
 
-    sessions: "list[Session]"
-    pipe: tuple[FileIO, FileIO] | None
-    locked: bool
+    __slots__ = ("held", "locked", "pipe", "sessions")
+
+    def __init__(self) -> None:
+        self.sessions: list[Session] | None = None
+        """Those that the child is to adopt; None before they are chosen."""
+        self.locked = False
+        self.held: list[Session] = []
+        """Those whose changes are held back."""
+        self.pipe: tuple[FileIO, FileIO] | None = None
+        """Where there are sessions; none where no descriptors are left: the parent does not wait then."""
 
 
 class _Forks(threading.local):
     """Of this thread; a signal handler may fork in the middle of a fork."""
 
     def __init__(self) -> None:
+        self.begun: _Fork | None = None
         self.under_way: list[_Fork] = []
 
 
@@ -75,18 +84,26 @@ def _all_sessions() -> "list[Session]":
     return [session for reference in list(_sessions) if (session := reference()) is not None]
 
 
-def _before() -> None:
-    sessions: list[Session] = []
-    if not _runs_another_program(sys._getframe(1)):
-        sessions = [session for session in _all_sessions() if session.usable]
-    locked = bool(sessions) and _lock.acquire(timeout=PARENT_TIMEOUT_S)
-    for session in sessions:
-        session.channel.hold_changes(HOLD_TIMEOUT_S)
-    try:
-        pipe = _pipe() if sessions else None
-    except OSError:  # no descriptors left: the parent does not wait
-        pipe = None
-    _forks.under_way.append(_Fork(sessions, pipe, locked))
+def _before(_failed: bool) -> None:
+    """Called again where it is interrupted: it goes on with the fork that it has begun."""
+    fork = _forks.begun
+    if fork is None:
+        fork = _forks.begun = _Fork()
+    if fork.sessions is None:
+        another = _runs_another_program(sys._getframe(1))
+        fork.sessions = [] if another else [session for session in _all_sessions() if session.usable]
+    if fork.sessions and not fork.locked:
+        fork.locked = _lock.acquire(timeout=PARENT_TIMEOUT_S)
+    for session in fork.sessions:
+        if session not in fork.held:
+            fork.held.append(session)  # before it is: to let go what is not held does nothing
+            session.channel.hold_changes(HOLD_TIMEOUT_S)
+    if fork.sessions and fork.pipe is None:
+        with contextlib.suppress(OSError):
+            fork.pipe = _pipe()
+    if fork not in _forks.under_way:
+        _forks.under_way.append(fork)
+    _forks.begun = None  # no call comes behind it, so no interrupt
 
 
 def _runs_another_program(caller: FrameType) -> bool:
@@ -106,7 +123,7 @@ def _after_in_parent(_failed: bool) -> None:
     fork = _forks.under_way[-1]
     if fork.pipe is not None:
         _await_child(*fork.pipe)
-    for session in fork.sessions:
+    for session in fork.held:
         session.channel.let_changes_go()
     if fork.locked:
         with contextlib.suppress(RuntimeError):  # released already
@@ -130,14 +147,14 @@ def _after_in_child() -> None:
     deadline_s = time.monotonic() + CHILD_TIMEOUT_S
     try:
         for session in _all_sessions():
-            session.inherit(deadline_s if session in fork.sessions else None)
+            session.inherit(deadline_s if session in (fork.sessions or ()) else None)
     finally:
         for end in fork.pipe or ():
             end.close()
 
 
 os.register_at_fork(
-    before=_before,
+    before=functools.partial(mmu.postponed, _before),
     after_in_parent=functools.partial(mmu.postponed, _after_in_parent),
     after_in_child=_after_in_child,
 )

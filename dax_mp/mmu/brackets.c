@@ -5,13 +5,17 @@
  * Python code can be sure of its own end. Here nothing is between the beginning and the call, nor between the call and
  * the end; and an end that is Python code is called again where it was left too early.
  *
- * What fork(2) calls afterwards (os.register_at_fork) must raise nothing: Python prints the exception and drops it. So an
- * exception there is postponed until os.fork() has returned.
+ * What fork(2) calls before and afterwards (os.register_at_fork) must raise nothing: Python prints the exception and drops
+ * it. So an exception there is postponed until os.fork() has returned. Only one of the main thread can be: the
+ * interpreter has no way to raise an exception that is there already in another.
  */
 
 #include <Python.h>
 
+#include "bus_error.h"
 #include "module.h"
+
+#include <unistd.h>
 
 enum {
     TRIES_MAX = 100 /* of an end that is interrupted each time */
@@ -179,6 +183,7 @@ PyObject *marked(PyObject *module, PyObject *const *args, Py_ssize_t count)
 
 struct postponed {
     struct held exception;
+    pid_t process; /* a fork's child has these calls too, and nothing to raise */
     PyFrameObject *frame; /* whose call it is that must have returned first; NULL: nobody's */
 };
 
@@ -216,6 +221,10 @@ static int raise_postponed(void *argument)
     struct postponed *postponed = argument;
     struct held held = postponed->exception;
 
+    if (postponed->process != getpid()) {
+        free_postponed(postponed);
+        return 0;
+    }
     if (is_in_a_call_of(postponed->frame) && !Py_AddPendingCall(raise_postponed, postponed))
         return 0;
     postponed->exception = (struct held){NULL, NULL, NULL};
@@ -230,12 +239,13 @@ PyObject *postponed(PyObject *module, PyObject *function)
     struct postponed *postponed;
 
     (void)module;
-    if (result)
+    if (result || !bus_error_is_main_thread())
         return result;
     postponed = PyMem_RawCalloc(1, sizeof *postponed);
     if (!postponed)
         return NULL;
     postponed->exception = hold_exception();
+    postponed->process = getpid();
     postponed->frame = (PyFrameObject *)Py_XNewRef((PyObject *)PyEval_GetFrame());
     if (!Py_AddPendingCall(raise_postponed, postponed))
         Py_RETURN_NONE;

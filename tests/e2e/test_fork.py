@@ -359,6 +359,42 @@ os._exit(0)
         assert process.end()[:2] == (0, "7\nBusError\n")
 
 
+def test_a_bus_error_pending_at_a_fork_is_raised_in_the_parent(session: dax_mp.Session, script: Script) -> None:
+    """And the child has its session."""
+    process = script(
+        """
+import os, sys, warnings
+import dax_mp
+import numpy as np
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+session = dax_mp.connect(sys.argv[1])
+file = session.open("file", "w+")
+file.truncate(4096)
+mapping, beyond = file.mmap(), np.frombuffer(file.mmap(8192, past_eof=True), "u1")
+for _ in range(20):
+    parent, raised, child = os.getpid(), False, None
+    try:
+        beyond[4096] = 1; child = os.fork()
+        pass
+    except dax_mp.BusError:
+        raised = True
+    if os.getpid() != parent:
+        mapping[5] += 1
+        os._exit(raised)
+    while True:
+        try:
+            _, status = os.wait()
+            break
+        except dax_mp.BusError:
+            raised = True
+    assert raised and not status, (raised, status)
+print(mapping[5])
+""",
+        session.endpoint,
+    )
+    assert process.end() == (0, "20\n", "")
+
+
 def test_ctrl_c_during_a_fork_is_raised_when_the_child_has_its_session(session: dax_mp.Session, script: Script) -> None:
     """Also where somebody else's Python code runs in the parent after the library's. The parent exits at once, and the
     child has its file all the same: the interrupt has not ended the wait for it.
