@@ -352,8 +352,9 @@ def test_nothing_hidden_is_left_of_what_a_process_killed_by_kill_9_was_making(
     before_pages = session.statfs().pages_free
     maker = script(
         f"""if True:
-        import os, signal, sys
+        import os, signal, sys, warnings
         import dax_mp
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         session = dax_mp.connect(sys.argv[1])
         {making}
         session.unlink("made")
