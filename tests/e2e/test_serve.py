@@ -19,7 +19,7 @@ from dax_mp.daemons.region import PAGE_SIZE_BYTES
 from dax_mp.daemons.start import PAGE_CACHE_PAGES_MIN
 from dax_mp.delays import STEPS
 from dax_mp.endpoint import Record
-from dax_mp.messages import Fstat, Open, OpenFlag, Truncate, Write
+from dax_mp.messages import PROTOCOL_VERSION, Fstat, Hello, Open, OpenFlag, Truncate, Write, encode
 from dax_mp.superblock import Superblock
 from raw_peer import RawPeer
 
@@ -129,8 +129,11 @@ def test_a_bug_is_shown_and_leaves_nothing(endpoint: str) -> None:
         assert process.stderr is not None
         assert process.stdout.readline()
         with RawPeer(endpoint) as peer:
-            peer.control.send(b"\x93\x20\x01\x01")  # Hello
-            assert process.wait(TIMEOUT_S) == 70
+            peer.control.send(encode(Hello(1, PROTOCOL_VERSION)))
+            try:
+                assert process.wait(TIMEOUT_S) == 70
+            finally:
+                process.kill()
             assert peer.process is not None
             assert f"AssertionError: seen: process {peer.process.pid}" in process.stderr.read()
     assert not os.path.exists(endpoint)
