@@ -175,7 +175,8 @@ class Mapping(MappingCursor):
             return
         if truncate is not None and isinstance(truncate.answer, messages.Reply):
             before_bytes = length_bytes
-        self._channel.post_quietly(messages.Mremap, self.vma_id, self._pages(before_bytes))
+        # Answered before anybody goes on: a fault of a page that the VMA has not got back yet would be a BusError.
+        self._channel.ask_quietly(messages.Mremap, self.vma_id, self._pages(before_bytes))
         with suppress(OSError, ValueError, BufferError):
             super().resize(before_bytes)
 
