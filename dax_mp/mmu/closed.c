@@ -203,7 +203,9 @@ static void disown(struct closed *entry)
         join(other, entry);
 }
 
-/* Of the parts around a range that are kept. The kernel does not free a table of which a neighbour has a part. */
+/* Of the parts around a range that are kept. The kernel does not free a table of which a neighbour has a part. Where
+ * faults arrive through userfaultfd(2) they stay: memory mapped anew would not be registered for a moment, and an access to
+ * it not be ours. */
 static void free_page_tables(uintptr_t start, uintptr_t end)
 {
     uint64_t table_bytes = page_size_bytes() / sizeof(uint64_t) * page_size_bytes();
@@ -211,7 +213,7 @@ static void free_page_tables(uintptr_t start, uintptr_t end)
     const struct closed *entry = find(start);
     void *ignored;
 
-    if (!entry)
+    if (!entry || entry->by_userfaultfd)
         return;
     if (first < atomic_load(&entry->start))
         first += table_bytes;
