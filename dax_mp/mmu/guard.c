@@ -1,7 +1,7 @@
 /* Guarded accesses: those of the Window type's own methods.
  *
  * Their code is here, so they can be left: where one touches a page that is not mapped, the handler leaves it by
- * siglongjmp(), and the method asks the pager and waits outside of the handler, with the GIL given up (access.c). Then
+ * siglongjmp(), and the method asks the pager and waits outside of the handler, with the GIL given up (window_access.c). Then
  * it repeats what it was at. Nothing is put in the place of a page that cannot be had, so no store is lost unseen.
  *
  * Only a fault on the memory that the access is for leaves it: a signal handler of the program that interrupts it and

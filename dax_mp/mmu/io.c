@@ -2,9 +2,11 @@
  *
  * The copy is a system call on the region's descriptor, so a page of the buffer that is not mapped ends it early, and
  * raises no signal. Where system calls wait for a page (userfaultfd.c), it is looked first whether they would have to, and
- * only a page that goes in that moment is waited for with the frames lent. `copying` counts the threads in it. An evicted process says Dropped, after which the coordinator
- * gives the frames to others, only when there are none: a thread counts itself first and looks at `error` then, the
- * pager thread sets `error` first and looks at the count then, so that one of the two sees the other.
+ * only a page that goes in that moment is waited for with the frames lent.
+ *
+ * `copying` counts the threads in it. An evicted process says Dropped, after which the coordinator gives the frames to
+ * others, only when there are none: a thread counts itself first and looks at `error` then, the pager thread sets `error`
+ * first and looks at the count then, so that one of the two sees the other.
  */
 
 #include "mmu.h"

@@ -1,6 +1,6 @@
-/* ZMTP 3.0, ZeroMQ's own protocol (https://rfc.zeromq.org/spec/23/), spoken to libzmq's ROUTER on the other side.
+/* ZMTP 3.0, ZeroMQ's own protocol (https://rfc.zeromq.org/spec/23/), spoken to the coordinator (daemons/connection.py).
  *
- * Why not libzmq on this side too: it moves every message through a thread of its own, and its sockets belong to one
+ * Why not libzmq: it moves every message through a thread of its own, and its sockets belong to one
  * thread. A fault would wake that thread, and before it the pager's, on its way out, and that thread again on its way
  * back. With the socket itself, the faulting thread sends its request from the signal handler with one system call, and
  * the answer wakes the pager and nobody before it: two wake-ups in the place of five, of some ten microseconds each.

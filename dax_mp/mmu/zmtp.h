@@ -18,7 +18,8 @@ struct zmtp {
 };
 
 /* Connects to `path` as a DEALER of that identity and shakes hands, by `deadline_ns` of the monotonic clock at the
- * latest. 0 or an errno: ETIMEDOUT, EPROTO, EPERM where another user listens there, ECONNREFUSED, ... Close `zmtp->fd` in any case, where it is not -1. */
+ * latest. 0 or an errno: ETIMEDOUT, EPROTO, EPERM where another user listens there, ECONNREFUSED, ... Close `zmtp->fd`
+ * in any case, where it is not -1. */
 int zmtp_connect(struct zmtp *zmtp, const char *path, const uint8_t *identity, uint8_t identity_bytes,
                  int64_t deadline_ns);
 
